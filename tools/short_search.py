@@ -5,14 +5,11 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import OnnxOptError, UsageError
 from .console import Progress, say
 from .shown import show_result, show_search, tell_trial
-
-if TYPE_CHECKING:
-    from .tune import TuneResult
 
 AUTO = "auto"
 """Value of --passes that asks for a search."""
@@ -58,10 +55,14 @@ class ShortSearch:
             return False
         if error.where not in ("--max-drop", "--min-sqnr"):
             return False
-        say(f"{error.where}: {error.problem}")
-        say(
-            "searching for a recipe that keeps it (--passes says which to take instead)"
-        )
+        # what a search does not have was asked for: the miss is the answer
+        if self._of_pipelines():
+            return False
+        if not self._is_quiet:
+            say(f"{error.where}: {error.problem}")
+            say(
+                "searching for a recipe that keeps it; --passes says what to take instead"
+            )
         return True
 
     def run(self, out: Path) -> None:
@@ -72,43 +73,43 @@ class ShortSearch:
                 "a search measures each recipe, and there is no data",
                 "give --data",
             )
-        is_quiet = self.as_json or self.verbosity < 0
-        options = {
-            **self.options,
-            "out": out,
-            "progress": Progress(self.verbosity - self.as_json),
-        }
-        result = _tuned_within(self.model, is_quiet, options, SHORT)
-        if not is_quiet:
-            show_search(result.search)
-        show_result(result, self.as_json, self.verbosity)
-
-
-def _tuned_within(
-    model: Path, is_quiet: bool, options: dict[str, Any], minutes: float
-) -> TuneResult:
-    """Search for the main command, which has more options than a search: others are refused.
-
-    Errors: UsageError for an option that a search does not have; those of a search.
-    """
-    from .tune import tune
-
-    known = inspect.signature(tune).parameters
-    taken = {key: value for key, value in options.items() if key in known}
-    for key, value in options.items():
-        if key not in known and value not in NOT_ASKED:
-            option = "--" + key.replace("_", "-")
+        for option in self._of_pipelines():
             raise UsageError(
                 option,
                 "goes with a pipeline, not with a search (--passes auto)",
                 "leave it out, or give --passes",
             )
-    return tune(
-        model,
-        minutes=minutes,
-        tell=None if is_quiet else tell_trial,
-        **taken,
-    )
+        # here, not above: it loads onnx_ir, and --help needs none
+        from .tune import tune
+
+        known = inspect.signature(tune).parameters
+        taken = {key: value for key, value in self.options.items() if key in known}
+        result = tune(
+            self.model,
+            out=out,
+            minutes=SHORT,
+            progress=Progress(self.verbosity - self.as_json),
+            tell=None if self._is_quiet else tell_trial,
+            **taken,
+        )
+        if not self._is_quiet:
+            show_search(result.search)
+        show_result(result, self.as_json, self.verbosity)
+
+    @property
+    def _is_quiet(self) -> bool:
+        return self.as_json or self.verbosity < 0
+
+    def _of_pipelines(self) -> list[str]:
+        """Options that were given, and that a search does not have."""
+        from .tune import tune
+
+        known = inspect.signature(tune).parameters
+        return [
+            f"--{key.replace('_', '-')}"
+            for key, value in self.options.items()
+            if key not in known and value not in NOT_ASKED
+        ]
 
 
 NOT_ASKED = (None, False, 0, "auto", ())

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import CheckError, OnnxOptError, RefusedError, UsageError
+from .. import RefusedError, UsageError
 from ..passes._core.pipeline import parse
-from ..runtime.feeds import open_feeds
 from ._report.write import check_page
 from ._run.budgets import check_drop
 from ._run.cache import Cache
-from ._run.driver import optimize_model
 from ._run.figures import input_infos, output_infos
-from ._run.result import RunResult
 from ._run.settings import ProgressBar, RunSettings
-from ._tune.agreement import METRIC, AnsweredBy, answered
+from ._tune.account import search_facts
+from ._tune.agreement import METRIC, AnsweredBy, add_answers
 from ._tune.engines import HereEngine, TrialEngine, engine_of
 from ._tune.families import (
     ChannelRecipes,
@@ -28,10 +25,10 @@ from ._tune.families import (
     RecipeFamily,
     templates_for,
 )
-from ._tune.front import cost_of, front_of, keeps_accuracy, keeps_cost
 from ._tune.goal import Goal, goal_of
 from ._tune.lab import Lab, open_lab
 from ._tune.menu import menu_of
+from ._tune.precision import warnings_of_precision
 from ._tune.remembered import (
     RememberingEngine,
     cache_in,
@@ -40,8 +37,8 @@ from ._tune.remembered import (
     remembered_menu,
 )
 from ._tune.search import RecipeSearch, Searched
-from ._tune.trial import SEEN, UNSEEN, RecipeTrial, Task, trial_of
-from .functions import verify
+from ._tune.trial import RecipeTrial, Task
+from ._tune.verdict import verdict
 from .model_forms import as_file
 from .result import Result
 
@@ -49,17 +46,6 @@ __all__ = ["TuneResult", "tune"]
 
 MINUTES = 15.0
 """Time after which no further round of trials begins, unless another is given."""
-
-MOST_VERDICTS = 4
-"""Recipes that are held against the other half of the data, the best first."""
-
-CHANGED = 0.02
-"""Share of rows that a good recipe decides otherwise than the original: by it the smallest drop is
-told that so many rows can show, before anything was tried. ResNet-20 at a tenth of its size: 0.03.
-"""
-
-ONE_SIDED_95 = 1.645
-"""Standard errors above which a drop lies by chance in one case of twenty."""
 
 
 class TuneResult(Result):
@@ -98,7 +84,7 @@ def tune(
     progress: ProgressBar | None = None,
     tell: Callable[[RecipeTrial], None] | None = None,
 ) -> TuneResult:
-    """RecipeSearch the recipe that makes a model smallest within a budget, and write what it makes.
+    """Find the recipe that makes a model smallest within a budget, and write what it makes.
 
     `data`: to calibrate on. `eval_data`, `metric`: labelled data (by default `data`), half of which
     the search sees; the verdict is of the other half. Without a metric `max_drop` is the share of
@@ -171,7 +157,7 @@ def _tuned(
     cache = None if folder is None else cache_in(folder)
     with open_lab(_for_lab(settings)) as lab:
         task = _task_of(settings, goal, lab)
-        warnings += _warnings_of_precision(task, goal)
+        warnings += warnings_of_precision(task, goal)
         key = key_of(lab.original.sha256 or "", task)
         family = _family(goal, lab, cache, key)
         warnings += lab.run.reporter.warnings
@@ -199,7 +185,20 @@ def _tuned(
             "tune: the time was up before the search had narrowed the limit down; more "
             "--time-budget may find a better recipe"
         )
-    return _verdict(settings, goal, task, found, warnings, started)
+    judged = verdict(settings, goal, task, found)
+    warnings += [f"tune: {reason}" for _, reason in judged.missed]
+    result = judged.result
+    for message in warnings:
+        if message not in result.warnings:
+            result.warnings.append(message)
+    tuned = TuneResult(**vars(result))
+    seconds = time.monotonic() - started
+    tuned.search = search_facts(goal, task, found, judged, seconds)
+    if settings.out is not None and not settings.dry_run:
+        # only now: a file of that name stays as it is where no recipe keeps the budget
+        tuned.files = tuned.save(settings.out)
+        tuned.output_path = str(settings.out)
+    return tuned
 
 
 def _family(goal: Goal, lab: Lab, cache: Cache | None, key: str) -> RecipeFamily:
@@ -221,13 +220,15 @@ def _family(goal: Goal, lab: Lab, cache: Cache | None, key: str) -> RecipeFamily
 
 
 def _for_lab(settings: RunSettings) -> RunSettings:
-    """Settings to measure in: the metric is that of the trials."""
+    """Settings to measure in: the metric is that of the trials.
+
+    The path of the result is kept: one that may not be written ends the search at its beginning.
+    """
     return dataclasses.replace(
         settings,
         metric=None,
         metric_output=None,
         eval_data=None,
-        out=None,
         report=None,
         layers=False,
         explain_loss=False,
@@ -242,10 +243,10 @@ def _task_of(settings: RunSettings, goal: Goal, lab: Lab) -> Task:
     metric = settings.metric
     labelled = settings.labelled_data if metric is not None else None
     if metric is None and goal.max_drop is not None:
-        feeds = open_feeds(settings.data, inputs, settings.folder, outputs)
+        labelled = AnsweredBy(settings.data, inputs, outputs, settings.folder)
         session = lab.inputs.open(settings.model)
         try:
-            labelled = answered(session, feeds, settings.metric_output)
+            add_answers(labelled, session, settings.metric_output)
         finally:
             session.close()
         metric = METRIC
@@ -263,222 +264,3 @@ def _task_of(settings: RunSettings, goal: Goal, lab: Lab) -> Task:
         inputs=inputs,
         outputs=outputs,
     )
-
-
-def _warnings_of_precision(task: Task, goal: Goal) -> list[str]:
-    """Say before the search what drop the labels cannot show."""
-    feeds = task.half(SEEN)
-    if feeds is None or goal.max_drop is None or task.metric not in ("top1", "top5"):
-        return []
-    rows = sum(len(batch.labels) for batch in feeds if batch.labels is not None)
-    if not rows:
-        raise RefusedError(
-            "data", "it has no labels", "give --eval-data with labels, or no --metric"
-        )
-    smallest = ONE_SIDED_95 * math.sqrt(CHANGED / rows)
-    if smallest <= goal.max_drop:
-        return []
-    needed = math.ceil(2 * CHANGED * (ONE_SIDED_95 / max(goal.max_drop, 1e-9)) ** 2)
-    return [
-        f"--max-drop: {rows} rows for the search, and as many for the verdict, tell a drop from "
-        f"none from about {smallest:.2g} on, not from {goal.max_drop:g}: chance has a part in what "
-        f"is chosen (about {needed:,} labelled rows in all would do)"
-    ]
-
-
-def _verdict(
-    settings: RunSettings,
-    goal: Goal,
-    task: Task,
-    found: Searched,
-    warnings: Sequence[str],
-    started: float,
-) -> TuneResult:
-    """Run the best recipe again, judged on the half that the search never saw.
-
-    Where it does not keep the budget there, the next one gets its turn. Errors: CheckError where
-    none does.
-    """
-    fitting = [
-        trial
-        for trial in found.trials
-        if keeps_accuracy(trial, goal, found.slack) and keeps_cost(trial, goal)
-    ]
-    fitting.sort(key=lambda trial: cost_of(trial, goal))
-    missed: list[tuple[RecipeTrial, str]] = []
-    for trial in fitting[:MOST_VERDICTS]:
-        final = dataclasses.replace(
-            task.settings(trial.recipe, UNSEEN),
-            out=settings.out,
-            force=settings.force,
-            dry_run=settings.dry_run,
-            report=settings.report,
-            layers=settings.layers,
-            explain_loss=settings.explain_loss,
-            progress=settings.progress,
-            max_drop=goal.max_drop,
-            min_sqnr=goal.min_sqnr,
-        )
-        try:
-            result = optimize_model(final)
-        except CheckError as error:
-            missed.append((trial, f"{error.where}: {error.problem}"))
-            continue
-        problem = _too_slow(result, goal) or _unlike(result, goal, task)
-        if problem is not None:
-            missed.append((trial, problem))
-            _remove(result)
-            continue
-        return _told(result, trial, goal, task, found, warnings, missed, started)
-    raise _impossible(goal, found, missed)
-
-
-def _too_slow(result: RunResult, goal: Goal) -> str | None:
-    limit = goal.max_latency_ms
-    measured = result.output.latency_ms
-    if limit is None or measured is None or measured <= limit:
-        return None
-    return f"--max-latency-ms: it takes {measured:.3g} ms, more than {limit:g}"
-
-
-def _unlike(result: RunResult, goal: Goal, task: Task) -> str | None:
-    """Problem of a result whose SQNR is too low on the half of the data that nothing has seen."""
-    if goal.min_sqnr is None or task.labelled is not None:
-        return None
-    facts = verify(task.model, result.model, task.half_of_data(UNSEEN))
-    sqnr_db = facts["overall"]["sqnr_db"]
-    # none: there is no noise at all
-    if sqnr_db is None or sqnr_db >= goal.min_sqnr:
-        return None
-    return f"--min-sqnr: it keeps {sqnr_db:.1f} dB there, less than {goal.min_sqnr:g}"
-
-
-def _remove(result: RunResult) -> None:
-    """Take away the files of a result that is not to be."""
-    for file in result.files:
-        file.unlink(missing_ok=True)
-
-
-def _told(
-    result: RunResult,
-    trial: RecipeTrial,
-    goal: Goal,
-    task: Task,
-    found: Searched,
-    warnings: Sequence[str],
-    missed: Sequence[tuple[RecipeTrial, str]],
-    started: float,
-) -> TuneResult:
-    """The result with the account of the search."""
-    unseen = trial_of(trial.recipe, result)
-    for message in (*warnings, *(f"tune: {reason}" for _, reason in missed)):
-        if message not in result.warnings:
-            result.warnings.append(message)
-    tuned = TuneResult(**vars(result))
-    front = front_of(found.trials)
-    on_front = {each.recipe for each in front}
-    tuned.search = {
-        "objective": goal.objective,
-        "budget": goal.as_dict(),
-        "recipe": trial.recipe,
-        "measured_by": _measure_of(task, goal),
-        "split": {
-            "seed": task.seed,
-            "seen": _half_facts(trial),
-            "unseen": _half_facts(unseen),
-        },
-        "trials": len(found.trials),
-        "seconds": round(time.monotonic() - started, 1),
-        "front": [each.as_dict() for each in front],
-        "rejected": [
-            {**each.as_dict(), "reason": _reason(each, goal, found.slack, missed)}
-            for each in found.trials
-            if each.recipe not in on_front
-        ],
-    }
-    return tuned
-
-
-def _measure_of(task: Task, goal: Goal) -> str:
-    """Measure that the budget for accuracy is held against, in words."""
-    if task.metric is None:
-        return "SQNR of the outputs to the original's"
-    if isinstance(task.labelled, AnsweredBy):
-        return "agreement with the original's own classes (no labels were given)"
-    return str(task.metric)
-
-
-def _half_facts(trial: RecipeTrial) -> dict[str, float | None]:
-    """Figures of a recipe on one half of the data."""
-    smallest = None if trial.error is None else ONE_SIDED_95 * trial.error
-    return {
-        "metric": trial.metric,
-        "drop": trial.drop,
-        "standard_error": trial.error,
-        "smallest_difference": smallest,
-        "sqnr_db": trial.sqnr_db,
-    }
-
-
-def _reason(
-    trial: RecipeTrial,
-    goal: Goal,
-    slack: float,
-    missed: Sequence[tuple[RecipeTrial, str]],
-) -> str:
-    """Reason for which a trial is not on the front."""
-    for other, reason in missed:
-        if other.recipe == trial.recipe:
-            return f"on data that the search did not see: {reason}"
-    if trial.failure:
-        return trial.failure
-    if not keeps_accuracy(trial, goal, slack):
-        return "loses more than the budget allows"
-    if not keeps_cost(trial, goal):
-        return "costs more than the budget allows"
-    return "another one is better in all figures"
-
-
-def _impossible(
-    goal: Goal, found: Searched, missed: Sequence[tuple[RecipeTrial, str]]
-) -> OnnxOptError:
-    """Error where no recipe keeps the budget, with the one that comes nearest."""
-    sound = [trial for trial in found.trials if not trial.failure]
-    limits = ", ".join(f"{key}={value:g}" for key, value in goal.as_dict().items())
-    if not sound:
-        reasons = "; ".join(dict.fromkeys(trial.failure for trial in found.trials))
-        return CheckError("tune", f"no recipe could be run: {reasons}", "see above")
-    if goal.limits_accuracy and missed:
-        nearest, reason = missed[-1]
-        words = f"on data that the search did not see: {reason}"
-    else:
-        nearest = min(sound, key=lambda trial: _distance(trial, goal))
-        words = _in_words(nearest)
-    return CheckError(
-        "tune",
-        f"no recipe of {len(sound)} keeps {limits}: the nearest is '{nearest.recipe}' ({words})",
-        "give a wider budget; or take this recipe: --passes with the text above",
-    )
-
-
-def _distance(trial: RecipeTrial, goal: Goal) -> float:
-    """Distance of a trial from the goal, as a share of its limits."""
-    parts = []
-    if goal.max_drop is not None and trial.drop is not None:
-        parts.append((trial.drop - goal.max_drop) / max(goal.max_drop, 1e-3))
-    if goal.min_sqnr is not None and trial.sqnr_db is not None:
-        parts.append((goal.min_sqnr - trial.sqnr_db) / 10)
-    if goal.max_bytes is not None and trial.bytes is not None:
-        parts.append(trial.bytes / goal.max_bytes - 1)
-    if goal.max_latency_ms is not None and trial.latency_ms is not None:
-        parts.append(trial.latency_ms / goal.max_latency_ms - 1)
-    return max(parts, default=0.0)
-
-
-def _in_words(trial: RecipeTrial) -> str:
-    words = [] if trial.bytes is None else [f"{trial.bytes:,} bytes"]
-    if trial.drop is not None:
-        words.append(f"drop {trial.drop:.4g}")
-    if trial.sqnr_db is not None:
-        words.append(f"{trial.sqnr_db:.1f} dB")
-    return ", ".join(words)

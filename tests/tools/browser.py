@@ -72,7 +72,7 @@ class Browser:
         return self.driver.find_elements("css selector", selector)
 
     def complaints(self):
-        """What stands on the console, but for words of the browser itself."""
+        """Messages on the console, but for words of the browser itself."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self):

@@ -10,9 +10,10 @@ import onnx
 import onnx_ir as ir
 import onnx_opt
 import pytest
-from onnx_opt import CheckError, UsageError
+from onnx_opt import CheckError, OnnxOptError, UsageError
 from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.tools._tune import trial as trial_module
+from onnx_opt.tools._tune import verdict as verdict_module
 from onnx_opt.tools._tune.choices import (
     FormChoice,
     cheapest,
@@ -25,6 +26,7 @@ from onnx_opt.tools._tune.families import MenuRecipes
 from onnx_opt.tools._tune.front import front_of, keeps_accuracy
 from onnx_opt.tools._tune.goal import Goal, goal_of
 from onnx_opt.tools._tune.recipe import recipe_of
+from onnx_opt.tools._tune.remembered import key_of
 from onnx_opt.tools._tune.search import RecipeSearch, Searched
 from onnx_opt.tools._tune.trial import RecipeTrial
 from sample_models import model_from
@@ -284,7 +286,7 @@ def test_what_judges_is_not_calibrated_on(classifier, monkeypatch):
         seen.append((rows, judges))
         return plain(settings)
 
-    monkeypatch.setattr("onnx_opt.tools.tune.optimize_model", noted)
+    monkeypatch.setattr(verdict_module, "optimize_model", noted)
     onnx_opt.tune(path, data=data, metric="top1", max_drop=0.3, minutes=0)
     ((rows, judges),) = seen
     assert len(rows) == len(judges) == 256
@@ -326,7 +328,23 @@ def test_an_interrupted_search_goes_on(classifier, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_processes_come_to_the_same_trials(classifier):
     path, data, _ = classifier
-    task = trial_module.Task(
+    task = task_of(path, data)
+    recipes = ["simplify, quant(measure=false)", "quant(palette, bits=4)"]
+    here = list(HereEngine().run(task, recipes))
+    processes = ProcessEngine(2)
+    there = list(processes.run(task, recipes))
+    processes.close()
+    for first, second in zip(here, there, strict=True):
+        assert not first.failure
+        assert (first.recipe, first.bytes, first.drop) == (
+            second.recipe,
+            second.bytes,
+            second.drop,
+        )
+
+
+def task_of(path, data):
+    return trial_module.Task(
         model=path,
         target="cpu",
         data=str(data),
@@ -340,18 +358,6 @@ def test_processes_come_to_the_same_trials(classifier):
         inputs=tuple(_infos(path)),
         outputs=(),
     )
-    recipes = ["simplify, quant(measure=false)", "quant(palette, bits=4)"]
-    here = list(HereEngine().run(task, recipes))
-    processes = ProcessEngine(2)
-    there = list(processes.run(task, recipes))
-    processes.close()
-    for first, second in zip(here, there, strict=True):
-        assert not first.failure
-        assert (first.recipe, first.bytes, first.drop) == (
-            second.recipe,
-            second.bytes,
-            second.drop,
-        )
 
 
 def _infos(path):
@@ -405,6 +411,95 @@ def test_the_usual_pipeline_that_misses_a_budget_starts_a_search(
     assert "searching for a recipe" in done.stderr
     assert "the nearest is" in done.stderr
     assert not out.exists()
+
+
+def test_a_file_of_that_name_stays_where_no_recipe_keeps_the_budget(
+    classifier, tmp_path
+):
+    path, _, unlabelled = classifier
+    out = tmp_path / "kept.onnx"
+    out.write_bytes(b"mine")
+    with pytest.raises(CheckError):
+        onnx_opt.tune(path, data=unlabelled, min_sqnr=100.0, minutes=0, out=out)
+    assert out.read_bytes() == b"mine"
+
+
+def test_the_input_is_not_written_over_and_that_is_said_at_once(classifier):
+    path, _, unlabelled = classifier
+    with pytest.raises(OnnxOptError, match="--force"):
+        onnx_opt.tune(
+            path, data=unlabelled, min_sqnr=1.0, out=path, tell=lambda trial: 1 / 0
+        )
+
+
+def test_without_labels_the_verdict_is_of_samples_that_no_trial_had(
+    classifier, monkeypatch
+):
+    path, _, unlabelled = classifier
+    judged = []
+    plain = verdict_module.verify
+
+    def noted(first, second, data):
+        judged.extend(row.tobytes() for batch in data for row in batch.feeds["x"])
+        return plain(first, second, data)
+
+    monkeypatch.setattr(verdict_module, "verify", noted)
+    result = onnx_opt.tune(path, data=unlabelled, min_sqnr=15.0, minutes=0)
+    unseen = result.search["split"]["unseen"]
+    assert len(set(judged)) == 256
+    assert unseen["sqnr_db"] >= 15.0
+    assert unseen["sqnr_db"] != result.search["split"]["seen"]["sqnr_db"]
+
+
+def test_what_no_process_can_be_given_is_said(classifier):
+    path, _, unlabelled = classifier
+    rows = np.load(unlabelled)["x"]
+    with pytest.raises(UsageError, match="cannot be sent"):
+        onnx_opt.tune(
+            path, data=lambda: iter([{"x": rows}]), min_sqnr=9.0, minutes=0, jobs=2
+        )
+
+
+def test_findings_are_those_of_the_same_data(classifier, tmp_path):
+    path, data, _ = classifier
+    copy = tmp_path / "data.npz"
+    copy.write_bytes(data.read_bytes())
+    task = task_of(path, copy)
+    before = key_of("model", task)
+    assert key_of("model", task_of(path, copy)) == before
+    arrays = dict(np.load(copy))
+    arrays["labels"] = (arrays["labels"] + 1) % 10
+    np.savez(copy, **arrays)
+    assert key_of("model", task) != before
+
+
+def test_a_miss_is_an_exit_status_where_a_search_lacks_what_was_asked(
+    classifier, tmp_path
+):
+    path, data, _ = classifier
+    out = tmp_path / "none.onnx"
+    words = ("--data", data, "--min-sqnr", 100, "-o", out, "--no-bench")
+    done = invoke(path, *words)
+    assert done.exit_code == 4
+    assert "searching" not in done.stderr
+
+
+@pytest.mark.slow
+def test_latency_is_searched_by_channels(classifier):
+    path, data, unlabelled = classifier
+    result = onnx_opt.tune(
+        path,
+        data=unlabelled,
+        eval_data=data,
+        metric="top1",
+        max_drop=0.3,
+        objective="latency",
+        minutes=0,
+    )
+    recipes = [point["recipe"] for point in result.search["front"]]
+    recipes += [point["recipe"] for point in result.search["rejected"]]
+    assert any("prune-channels" in recipe for recipe in recipes)
+    assert all(point["latency_ms"] > 0 for point in result.search["front"])
 
 
 def invoke(*words):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,35 +12,45 @@ from numpy.typing import NDArray
 
 from ... import UsageError
 from ...runtime.choices import ChoiceMeter
-from ...runtime.feeds import Feeds
-from ...runtime.session import Session
+from ...runtime.feeds import Feeds, open_feeds
+from ...runtime.session import Session, TensorInfo
 
 METRIC = "top1"
 """Metric that is the share of rows on which a model agrees with the original, on its labels."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class AnsweredBy:
-    """Batches of feeds with the classes that a model gave them, (N,) each."""
+    """Batches of data with the classes that a model gave them, (N,) each.
 
-    feeds: Feeds
-    answers: list[NDArray[np.int64]]
+    `data`: as of `optimize`, of a model with these `inputs` and `outputs` in this `folder`. The
+    feeds are opened when they are iterated, so that it can be sent to other processes.
+    """
+
+    data: Any
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    folder: Path | None
+    answers: list[NDArray[np.int64]] = field(default_factory=list, repr=False)
+
+    def feeds(self) -> Feeds:
+        """The data without labels."""
+        return open_feeds(self.data, self.inputs, self.folder, self.outputs)
 
     def __call__(self) -> Iterator[tuple[dict[str, Any], NDArray[np.int64]]]:
-        for batch, labels in zip(self.feeds, self.answers, strict=True):
+        for batch, labels in zip(self.feeds(), self.answers, strict=True):
             yield batch.feeds, labels
 
 
-def answered(session: Session, feeds: Feeds, output: str | None) -> AnsweredBy:
+def add_answers(unanswered: AnsweredBy, session: Session, output: str | None) -> None:
     """Take the classes that the original says for labels.
 
     `output`: the one that holds scores of classes, by default the first. Errors: UsageError where
     it is no table of scores (N, C), or where none of its values leads as that of a class does.
     """
-    answers = []
     meter = ChoiceMeter()
     name = output or ""
-    for batch in feeds:
+    for batch in unanswered.feeds():
         outputs = session.run(batch.feeds)
         name = output or next(iter(outputs))
         scores = np.asarray(outputs[name])
@@ -48,11 +59,10 @@ def answered(session: Session, feeds: Feeds, output: str | None) -> AnsweredBy:
             raise _no_classes(name)
         meter.update({name: scores}, {name: scores})
         chosen = scores.argmax(axis=1)
-        answers.append(chosen.astype(np.int64))
+        unanswered.answers.append(chosen.astype(np.int64))
     choices = meter.per_output().get(name)
     if choices is None or choices.agreement is None:
         raise _no_classes(name)
-    return AnsweredBy(feeds, answers)
 
 
 def _no_classes(output: str) -> UsageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -52,6 +53,7 @@ class ProcessEngine:
         self._pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
 
     def run(self, task: Task, recipes: Sequence[str]) -> Iterator[RecipeTrial]:
+        require_sendable(task)
         each = [self._pool.submit(run_trial, task, recipe) for recipe in recipes]
         for future in each:
             yield future.result()
@@ -81,6 +83,7 @@ class RayEngine:
         self._run = ray.remote(run_trial)
 
     def run(self, task: Task, recipes: Sequence[str]) -> Iterator[RecipeTrial]:
+        require_sendable(task)
         shared = self._ray.put(task)
         each = [self._run.remote(shared, recipe) for recipe in recipes]
         for one in each:
@@ -89,6 +92,19 @@ class RayEngine:
 
     def close(self) -> None:
         self._ray.shutdown()
+
+
+def require_sendable(task: Task) -> None:
+    """Raise UsageError for data or a metric that other processes cannot be given."""
+    try:
+        pickle.dumps(task)
+    # whatever the objects of a caller raise
+    except Exception as error:
+        raise UsageError(
+            "--jobs",
+            f"data or metric cannot be sent to other processes ({type(error).__name__})",
+            "give a path, module:callable or file.py:callable, or --jobs 1",
+        ) from None
 
 
 def engine_of(jobs: int, ray: str | None, model_bytes: int) -> TrialEngine:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...runtime.data_files import data_files
 from .._run.cache import Cache
+from .._run.provenance import sha256_of
 from .choices import FormChoice, Menu
 from .engines import TrialEngine
 from .trial import RecipeTrial, Task
@@ -26,14 +28,22 @@ def key_of(sha256: str, task: Task) -> str:
         __version__,
         sha256,
         task.target,
-        str(task.data),
-        str(task.labelled),
+        _content_of(task.data, task.model.parent),
+        _content_of(task.labelled, task.model.parent),
         str(task.metric),
         task.metric_output,
         task.seed,
     ]
     text = json.dumps(facts)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _content_of(data: Any, folder: Path) -> list[str]:
+    """Names and digests of the files of data; of data that only code tells its words."""
+    files = data_files(data, folder)
+    if files is None:
+        return [str(data)]
+    return [f"{file.name} {sha256_of(file.path)}" for file in files]
 
 
 @dataclasses.dataclass

@@ -32,7 +32,10 @@ MOST_ROUNDS = 4
 
 @dataclass
 class Searched:
-    """All trials so far, those of one predicted loss being one; `slack`: as `keeps_accuracy`."""
+    """All trials so far; `slack`: as `keeps_accuracy` takes it.
+
+    `is_cut_short`: the time was up.
+    """
 
     trials: list[RecipeTrial] = field(default_factory=list)
     slack: float = 0.0

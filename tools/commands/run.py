@@ -149,7 +149,9 @@ def command(
         from ..optimize import DEFAULT_PASSES, default_output, optimize
 
     costs = {key: options.pop(key) for key in ("max_bytes", "max_latency_ms")}
-    search = ShortSearch(model, passes, {**options, **costs}, as_json, verbosity)
+    flags = {"no_bench": no_bench, "no_cache": no_cache, "no_pack": no_pack}
+    given = {**options, **costs, **flags}
+    search = ShortSearch(model, passes, given, as_json, verbosity)
     target = out or default_output(model)
     if search.is_asked:
         search.run(target)

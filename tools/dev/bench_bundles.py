@@ -70,7 +70,7 @@ print(json.dumps(1e3 * (time.perf_counter() - start)))
 
 @dataclass
 class Bench:
-    """Where everything is made, and what went wrong."""
+    """Folders in which everything is made, and failures so far."""
 
     out: Path
     bare: Path
