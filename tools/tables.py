@@ -435,24 +435,32 @@ def front_table(search: Mapping[str, Any]) -> Table:
 
 def split_table(search: Mapping[str, Any]) -> Table:
     """The chosen recipe on the half that the search saw, and on the other."""
+    halves = search["split"]
+    measures = SCORED if halves["unseen"]["drop"] is not None else COMPARED
     table = plain_table(
         f"the chosen recipe (*), by {search['measured_by']}",
         "half of the data",
-        "metric",
-        "drop",
-        "least drop told from none",
-        right=("metric", "drop", "least drop told from none"),
+        *measures,
+        right=tuple(measures),
     )
     words = {"seen": "seen by the search", "unseen": "never seen: the verdict"}
     for key, label in words.items():
-        half = search["split"][key]
-        table.add_row(
-            label,
-            _number(half["metric"], 4),
-            _number(half["drop"], 4),
-            _number(half["smallest_difference"], 4),
-        )
+        cells = [label]
+        for figure, digits in measures.values():
+            cells.append(_number(halves[key][figure], digits))
+        table.add_row(*cells)
     return table
+
+
+SCORED = {
+    "metric": ("metric", 4),
+    "drop": ("drop", 4),
+    "least drop told from none": ("smallest_difference", 4),
+}
+"""Columns of a recipe that was scored: the figure of each, and its digits."""
+
+COMPARED = {"SQNR dB": ("sqnr_db", 1)}
+"""The column of one whose outputs were compared alone."""
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -10,11 +10,11 @@ from .goal import Goal
 from .precision import ONE_SIDED_95
 from .search import Searched
 from .trial import RecipeTrial, Task
-from .verdict import Verdict
+from .verdict import JudgedRecipe
 
 
 def search_facts(
-    goal: Goal, task: Task, found: Searched, judged: Verdict, seconds: float
+    goal: Goal, task: Task, found: Searched, judged: JudgedRecipe, seconds: float
 ) -> dict[str, Any]:
     """Goal, recipe, its figures on both halves, and every trial with what speaks against it."""
     front = front_of(found.trials)
@@ -62,7 +62,9 @@ def _half_facts(trial: RecipeTrial) -> dict[str, float | None]:
     }
 
 
-def _reason(trial: RecipeTrial, goal: Goal, found: Searched, judged: Verdict) -> str:
+def _reason(
+    trial: RecipeTrial, goal: Goal, found: Searched, judged: JudgedRecipe
+) -> str:
     """Reason for which a trial is not on the front."""
     for other, reason in judged.missed:
         if other.recipe == trial.recipe:

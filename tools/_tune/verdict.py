@@ -22,7 +22,7 @@ MOST = 4
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgedRecipe:
     """A recipe that keeps the goal on both halves.
 
     `result`: its run. `seen`, `unseen`: its figures on either half. `missed`: better recipes that
@@ -35,7 +35,9 @@ class Verdict:
     missed: list[tuple[RecipeTrial, str]] = field(default_factory=list)
 
 
-def verdict(settings: RunSettings, goal: Goal, task: Task, found: Searched) -> Verdict:
+def verdict(
+    settings: RunSettings, goal: Goal, task: Task, found: Searched
+) -> JudgedRecipe:
     """Judge the best recipes until one keeps the goal; nothing is written.
 
     `settings`: those of the result. Errors: CheckError where none keeps it: the nearest is named.
@@ -64,7 +66,7 @@ def verdict(settings: RunSettings, goal: Goal, task: Task, found: Searched) -> V
         unseen = _on_unseen(trial, result, task)
         problem = _problem(unseen, goal)
         if problem is None:
-            return Verdict(result, trial, unseen, missed)
+            return JudgedRecipe(result, trial, unseen, missed)
         missed.append((trial, problem))
     raise _impossible(goal, found, missed)
 
