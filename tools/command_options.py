@@ -55,6 +55,20 @@ def metric_option(required: bool = False) -> Decorator:
     )
 
 
+MAX_BYTES = click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Budget of a search: most bytes of the file and its weights.",
+)
+
+MAX_LATENCY = click.option(
+    "--max-latency-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="T",
+    help="Budget of a search: most milliseconds of a run on the first batch, on this machine.",
+)
+
 METRIC_OUTPUT = click.option(
     "--metric-output",
     metavar="NAME",

@@ -71,11 +71,13 @@ def loss_of(trial: RecipeTrial) -> float:
 
 
 def front_of(trials: Sequence[RecipeTrial]) -> list[RecipeTrial]:
-    """Trials to which no other is at least as good in bytes, latency and accuracy, by size."""
+    """Trials that no other beats in bytes, MACs, latency and accuracy, the smallest first."""
     sound = [trial for trial in trials if not trial.failure and trial.bytes is not None]
-    kept = [
-        trial for trial in sound if not any(_beats(other, trial) for other in sound)
-    ]
+    kept = []
+    for trial in sound:
+        beaten = [other for other in sound if _beats(other, trial)]
+        if not beaten:
+            kept.append(trial)
     return sorted(kept, key=lambda trial: trial.bytes or 0)
 
 
@@ -83,9 +85,14 @@ def _beats(first: RecipeTrial, second: RecipeTrial) -> bool:
     """True if the first is nowhere worse and somewhere better."""
     own = _figures(first)
     others = _figures(second)
-    return own != others and all(a <= b for a, b in zip(own, others, strict=True))
+    if own == others:
+        return False
+    return all(a <= b for a, b in zip(own, others, strict=True))
 
 
 def _figures(trial: RecipeTrial) -> tuple[float, ...]:
-    # MACs fall only where channels go: they and bytes and loss are what a user trades
-    return (float(trial.bytes or 0), float(trial.macs or 0), loss_of(trial))
+    """Figures that a user trades, the less the better; 0 where none is known of any trial."""
+    size = float(trial.bytes or 0)
+    work = float(trial.macs or 0)
+    latency = trial.latency_ms or 0.0
+    return size, work, latency, loss_of(trial)

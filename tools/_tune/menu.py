@@ -18,16 +18,28 @@ from ...passes._core.pipeline import parse
 from ...passes._core.stored import stored_constants
 from ...passes._core.weights import weights_of
 from ...passes.prune import LossBySparsity, losses_by_sparsity
+from .._run.loss_probes import Twins
 from .choices import FLOAT, FormChoice, Menu, without_dominated
 from .lab import Lab
 from .recipe import DEFAULT_FORM
-from .swaps import Swap, comparable, swaps
+from .swaps import Swap, comparable, swapped, swaps
 
 SAMPLES = 256
 """Samples on which losses are measured, at most. Chosen by hand."""
 
 MOST_RUNS = 8192
 """Samples times weights at most: models of many weights take fewer samples. Chosen by hand."""
+
+MOST_BYTES = 150e9
+"""Bytes of weights that all these runs read, at most: larger models take fewer samples.
+
+Chosen by hand: 160 samples of EfficientNet-Lite0, 46 of MiniLM.
+"""
+
+NODE_BYTES = 2048
+"""Memory of a node in a variant. Chosen by hand; not measured."""
+
+FLOAT_BYTES = 4
 
 SPARSITIES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Shares of zeros that are on the menu.
@@ -100,71 +112,89 @@ def menu_of(lab: Lab) -> Menu:
     plain = figures[DEFAULT_FORM]
     floats = _float_bytes(lab.model)
     menu = {}
-    for name, least in plain.losses.items():
-        if name not in floats or name not in plain.bytes:
-            continue
-        elements = floats[name] // 4
-        dense = [FormChoice(FLOAT, 0.0, 0.0, floats[name])]
-        dense.append(FormChoice(DEFAULT_FORM, 0.0, least, plain.bytes[name]))
-        for kind in INTEGER_FORMS[1:]:
-            choice = _of_few_bits(kind, name, figures, elements)
-            if choice is not None:
-                dense.append(choice)
-        every = list(dense)
-        if name in curves:
-            for choice in dense:
-                every += _sparse(choice, curves[name], elements)
-        menu[name] = without_dominated(every)
+    for name in plain.losses:
+        if name in floats and name in plain.bytes:
+            curve = curves.get(name)
+            menu[name] = _choices(name, floats[name], figures, curve)
     return menu
+
+
+def _choices(
+    name: str,
+    float_bytes: float,
+    figures: Mapping[str, FormFigures],
+    curve: LossBySparsity | None,
+) -> list[FormChoice]:
+    """Choices of one weight; `curve`: losses of its zeros, None where it is not to have any."""
+    plain = figures[DEFAULT_FORM]
+    elements = float_bytes / FLOAT_BYTES
+    dense = [
+        FormChoice(FLOAT, 0.0, 0.0, float_bytes),
+        FormChoice(DEFAULT_FORM, 0.0, plain.losses[name], plain.bytes[name]),
+    ]
+    for kind in INTEGER_FORMS[1:]:
+        choice = _of_few_bits(kind, name, figures, elements)
+        if choice is not None:
+            dense.append(choice)
+    every = list(dense)
+    if curve is not None:
+        for choice in dense:
+            every += _sparse(choice, curve, elements)
+    return without_dominated(every)
 
 
 def figures_of(lab: Lab, text: str) -> FormFigures:
     """Losses and bytes where all layers are of the form that pipeline text gives."""
     made = lab.made(text)
     whole = comparable(made.reference, made.result)
-    found = list(swaps(whole, made.result))
-    samples = max(min(SAMPLES, MOST_RUNS // max(len(found), 1)), 1)
-    losses: dict[str, float] = {}
+    twins = Twins(made.result)
+    found = swaps(whole, twins)
     sizes = _float_bytes(whole)
-    for batch in in_batches(found, lambda swap: int(sizes.get(swap.weight, 0))):
-        losses.update(_drifts(lab, whole, batch, samples))
+    samples = _samples(len(found), sum(sizes.values()))
+    nodes = len(whole.graph)
+
+    def bytes_of(swap: Swap) -> int:
+        return int(sizes.get(swap.weight, 0)) + nodes * NODE_BYTES
+
+    losses: dict[str, float] = {}
+    for batch in in_batches(found, bytes_of):
+        variants = [swapped(whole, twins, swap) for swap in batch]
+        drifts = output_drifts(whole, variants, lab.context, samples)
+        for swap, drift in zip(batch, drifts, strict=True):
+            losses[swap.weight] = drift
     packed = made.result
     parse("pack").passes[0].run(packed, lab.context)
-    return FormFigures(losses, _bytes_by_weight(whole, packed, found))
+    return FormFigures(losses, _bytes_by_weight(packed, found))
 
 
-def _drifts(
-    lab: Lab, whole: ir.Model, batch: Sequence[Swap], samples: int
-) -> dict[str, float]:
-    variants = [swap.variant for swap in batch]
-    drifts = output_drifts(whole, variants, lab.context, samples)
-    by_weight = zip(batch, drifts, strict=True)
-    return {swap.weight: drift for swap, drift in by_weight}
+def _samples(weights: int, model_bytes: float) -> int:
+    """Samples on which losses of so many weights of a model are measured."""
+    runs = max(weights, 1)
+    by_runs = MOST_RUNS // runs
+    by_bytes = int(MOST_BYTES / (runs * max(model_bytes, 1.0)))
+    return max(min(SAMPLES, by_runs, by_bytes), 1)
 
 
-def _bytes_by_weight(
-    whole: ir.Model, packed: ir.Model, found: Sequence[Swap]
-) -> dict[str, float]:
+def _bytes_by_weight(packed: ir.Model, found: Sequence[Swap]) -> dict[str, float]:
     """Bytes that a file holds for each weight, as it is encoded there."""
     stored = {each.value: each.nbytes for each in stored_constants(packed)}
-    by_output: dict[str | None, ir.Node] = {}
+    makers: dict[str | None, ir.Node] = {}
     for node in packed.graph:
-        for made in node.outputs:
-            by_output[made.name] = node
+        for value in node.outputs:
+            makers[value.name] = node
     sizes: dict[str, float] = {}
-    readers = {swap.weight: swap.readers for swap in found}
-    for weight, places in readers.items():
+    for swap in found:
         total = 0.0
-        for output, index in places:
-            reader = by_output.get(output)
+        for output, index in swap.readers:
+            reader = makers.get(output)
             if reader is None or index >= len(reader.inputs):
                 continue
-            value = reader.inputs[index]
+            weight = reader.inputs[index]
             # what several layers share is counted once
-            if value is not None:
-                total += stored.pop(value, 0)
+            if weight is not None:
+                total += stored.pop(weight, 0)
         if total:
-            sizes[weight] = total
+            sizes[swap.weight] = total
     return sizes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -16,14 +15,15 @@ from .._run.loss_probes import Builder, Twins
 
 @dataclass(frozen=True)
 class Swap:
-    """The float model with the layers of one weight in their new form.
+    """A weight whose layers have another form in a result.
 
-    `weight`: name of the initializer that they multiply by. `readers`: output of each layer, and
-    the input at which it reads the weight.
+    `weight`: name of the initializer that they multiply by. `places`: numbers of these layers among
+    the nodes of the float model. `readers`: output of each layer, and the input at which it reads
+    the weight.
     """
 
     weight: str
-    variant: Variant
+    places: tuple[int, ...]
     readers: tuple[tuple[str, int], ...]
 
 
@@ -36,14 +36,11 @@ def comparable(reference: ir.Model, result: ir.Model) -> ir.Model:
     return copy
 
 
-def swaps(whole: ir.Model, result: ir.Model) -> Iterator[Swap]:
-    """One model for each weight of `whole` that has another form in the result.
-
-    `whole`: as `comparable` gives it; it stays as it is, and its tensors are shared.
-    """
-    twins = Twins(result)
+def swaps(whole: ir.Model, twins: Twins) -> list[Swap]:
+    """Weights of the float model that have another form in the result whose layers are `twins`."""
     places = {node: index for index, node in enumerate(whole.graph)}
     found, _ = weights_of(whole)
+    changed = []
     for weight in found:
         own = []
         readers = []
@@ -54,17 +51,21 @@ def swaps(whole: ir.Model, result: ir.Model) -> Iterator[Swap]:
                 own.append(place)
                 readers.append((node.outputs[0].name or "", index))
         if own:
-            variant = _variant(whole, twins, own)
-            yield Swap(weight.name, variant, tuple(readers))
+            swap = Swap(weight.name, tuple(own), tuple(readers))
+            changed.append(swap)
+    return changed
 
 
-def _variant(whole: ir.Model, twins: Twins, places: list[int]) -> Variant:
-    """A copy of the model in which the layers at these places have their new form."""
+def swapped(whole: ir.Model, twins: Twins, swap: Swap) -> Variant:
+    """The float model with the layers of one weight in their new form.
+
+    `whole`: as `comparable` gives it; it stays as it is, and its tensors are shared.
+    """
     copy = whole.clone()
     builder = Builder(copy)
     nodes = list(copy.graph)
     changed = []
-    for place in places:
+    for place in swap.places:
         node = nodes[place]
         _swap(builder, twins, node)
         changed += [output.name or "" for output in node.outputs]

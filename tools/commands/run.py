@@ -13,6 +13,8 @@ from ..command_options import (
     EVAL_DATA,
     FORCE,
     LAYERS,
+    MAX_BYTES,
+    MAX_LATENCY,
     METRIC_OUTPUT,
     NO_CACHE,
     REPORT,
@@ -63,18 +65,8 @@ from ..shown import show_account, show_losses, show_result
     metavar="DB",
     help="Write nothing if the outputs' signal-to-noise ratio to the original's is lower (dB).",
 )
-@click.option(
-    "--max-bytes",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Search for a form of at most so many bytes (without --passes; see tune).",
-)
-@click.option(
-    "--max-latency-ms",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="T",
-    help="Search for a form that takes at most so long (without --passes; see tune).",
-)
+@MAX_BYTES
+@MAX_LATENCY
 @click.option(
     "--floor",
     metavar="TEXT",

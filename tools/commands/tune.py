@@ -10,6 +10,8 @@ import click
 from ..command_options import (
     EVAL_DATA,
     FORCE,
+    MAX_BYTES,
+    MAX_LATENCY,
     METRIC_OUTPUT,
     REPORT,
     TARGET,
@@ -40,18 +42,8 @@ from ..shown import show_result, show_search, tell_trial
     metavar="DB",
     help="Budget: least signal-to-noise ratio of the outputs to the original's (dB).",
 )
-@click.option(
-    "--max-bytes",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Budget: most bytes of the file and its weights.",
-)
-@click.option(
-    "--max-latency-ms",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="T",
-    help="Budget: most milliseconds of a run on the first batch, on this machine.",
-)
+@MAX_BYTES
+@MAX_LATENCY
 @click.option(
     "--objective",
     type=click.Choice(["size", "latency", "macs"]),
