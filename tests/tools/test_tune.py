@@ -12,6 +12,7 @@ import onnx_opt
 import pytest
 from onnx_opt import CheckError, OnnxOptError, UsageError
 from onnx_opt.passes._core.pipeline import parse
+from onnx_opt.tools._tune import search as search_module
 from onnx_opt.tools._tune import trial as trial_module
 from onnx_opt.tools._tune import verdict as verdict_module
 from onnx_opt.tools._tune.choices import (
@@ -181,7 +182,8 @@ class MadeUp:
         (Goal("accuracy", max_bytes=60), "b"),
     ],
 )
-def test_the_search_ends_at_the_limit(goal, expected):
+def test_the_search_ends_at_the_limit(goal, expected, monkeypatch):
+    monkeypatch.setattr(search_module, "MOST_ROUNDS", 4)
     found = Searched()
     engine = MadeUp()
     family = MenuRecipes(MENU)
@@ -195,18 +197,22 @@ def test_the_search_ends_at_the_limit(goal, expected):
     assert not found.is_cut_short
 
 
-def test_a_search_without_time_has_tried_something():
+def test_a_search_without_time_has_tried_something(monkeypatch):
+    monkeypatch.setattr(search_module, "MOST_ROUNDS", 4)
     found = Searched()
     goal = Goal("size", max_drop=0.25)
     family = MenuRecipes(MENU)
-    RecipeSearch(goal, family, None, MadeUp(), deadline=-math.inf).run(found)
-    assert found.trials
+    templates = ("simplify, quant(layers=[a=palette:4]), strip",)
+    search = RecipeSearch(goal, family, None, MadeUp(), -math.inf, templates)
+    search.run(found)
+    # no template of those that are left
+    assert len(found.trials) == 1
     assert found.is_cut_short
 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """A model, and data whose labels are what it says itself."""
+    """A model, and data whose labels are what it says itself; searches end with the templates."""
     folder = tmp_path_factory.mktemp("classifier")
     path = folder / "classifier.onnx"
     onnx.save(model_from(CLASSIFIER), path)
@@ -222,14 +228,16 @@ def classifier(tmp_path_factory):
     np.savez(data, x=x, labels=scores.argmax(axis=1))
     unlabelled = folder / "unlabelled.npz"
     np.savez(unlabelled, x=x)
-    return path, data, unlabelled
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module, "MOST_ROUNDS", 0)
+        yield path, data, unlabelled
 
 
 @pytest.fixture(scope="module")
 def tuned(classifier, tmp_path_factory):
     path, data, unlabelled = classifier
     out = tmp_path_factory.mktemp("tuned") / "small.onnx"
-    asked = {"metric": "top1", "max_drop": 0.2, "minutes": 0}
+    asked = {"metric": "top1", "max_drop": 0.2, "seed": 0}
     result = onnx_opt.tune(path, data=unlabelled, eval_data=data, **asked, out=out)
     return result, out
 
@@ -267,7 +275,7 @@ def test_the_recipe_makes_the_same_file_without_a_search(tuned, classifier, tmp_
 
 def test_without_labels_classes_must_stay(classifier):
     path, _, unlabelled = classifier
-    result = onnx_opt.tune(path, data=unlabelled, max_drop=0.1, minutes=0)
+    result = onnx_opt.tune(path, data=unlabelled, max_drop=0.1)
     assert "agreement" in result.search["measured_by"]
     assert result.metric["before"] == 1.0
     assert result.metric["drop"] <= 0.1
@@ -287,7 +295,7 @@ def test_what_judges_is_not_calibrated_on(classifier, monkeypatch):
         return plain(settings)
 
     monkeypatch.setattr(verdict_module, "optimize_model", noted)
-    onnx_opt.tune(path, data=data, metric="top1", max_drop=0.3, minutes=0)
+    onnx_opt.tune(path, data=data, metric="top1", max_drop=0.3)
     ((rows, judges),) = seen
     assert len(rows) == len(judges) == 256
     assert not rows & judges
@@ -297,7 +305,7 @@ def test_an_impossible_budget_names_the_nearest_recipe(classifier, tmp_path):
     path, data, _ = classifier
     out = tmp_path / "none.onnx"
     with pytest.raises(CheckError, match="the nearest is 'simplify") as caught:
-        onnx_opt.tune(path, data=data, min_sqnr=100.0, minutes=0, out=out)
+        onnx_opt.tune(path, data=data, min_sqnr=100.0, out=out)
     assert caught.value.exit_code == 4
     assert not out.exists()
 
@@ -315,7 +323,7 @@ def test_an_interrupted_search_goes_on(classifier, tmp_path, monkeypatch):
 
     monkeypatch.setattr("onnx_opt.tools._tune.engines.run_trial", counted)
     folder = tmp_path / "state"
-    asked = {"data": data, "metric": "top1", "max_drop": 0.3, "minutes": 0}
+    asked = {"data": data, "metric": "top1", "max_drop": 0.3, "seed": 0}
     first = onnx_opt.tune(path, **asked, resume=folder)
     assert first.search["trials"] == 2
     assert any("interrupted" in warning for warning in first.warnings)
@@ -369,7 +377,6 @@ def _infos(path):
 def test_a_budget_of_bytes_is_a_search_of_the_main_command(
     classifier, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("onnx_opt.tools.short_search.SHORT", 0)
     path, data, _ = classifier
     out = tmp_path / "small.onnx"
     done = invoke(path, "--data", data, "--max-bytes", 18_000, "-o", out, "--json")
@@ -403,7 +410,6 @@ def test_a_search_says_what_it_lacks(classifier, words, where):
 def test_the_usual_pipeline_that_misses_a_budget_starts_a_search(
     classifier, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("onnx_opt.tools.short_search.SHORT", 0)
     path, data, _ = classifier
     out = tmp_path / "none.onnx"
     done = invoke(path, "--data", data, "--min-sqnr", 100, "-o", out)
@@ -420,7 +426,7 @@ def test_a_file_of_that_name_stays_where_no_recipe_keeps_the_budget(
     out = tmp_path / "kept.onnx"
     out.write_bytes(b"mine")
     with pytest.raises(CheckError):
-        onnx_opt.tune(path, data=unlabelled, min_sqnr=100.0, minutes=0, out=out)
+        onnx_opt.tune(path, data=unlabelled, min_sqnr=100.0, out=out)
     assert out.read_bytes() == b"mine"
 
 
@@ -444,7 +450,7 @@ def test_without_labels_the_verdict_is_of_samples_that_no_trial_had(
         return plain(first, second, data)
 
     monkeypatch.setattr(verdict_module, "verify", noted)
-    result = onnx_opt.tune(path, data=unlabelled, min_sqnr=15.0, minutes=0)
+    result = onnx_opt.tune(path, data=unlabelled, min_sqnr=15.0)
     unseen = result.search["split"]["unseen"]
     assert len(set(judged)) == 256
     assert unseen["sqnr_db"] >= 15.0
@@ -455,9 +461,7 @@ def test_what_no_process_can_be_given_is_said(classifier):
     path, _, unlabelled = classifier
     rows = np.load(unlabelled)["x"]
     with pytest.raises(UsageError, match="cannot be sent"):
-        onnx_opt.tune(
-            path, data=lambda: iter([{"x": rows}]), min_sqnr=9.0, minutes=0, jobs=2
-        )
+        onnx_opt.tune(path, data=lambda: iter([{"x": rows}]), min_sqnr=9.0, jobs=2)
 
 
 def test_findings_are_those_of_the_same_data(classifier, tmp_path):
@@ -494,7 +498,6 @@ def test_latency_is_searched_by_channels(classifier):
         metric="top1",
         max_drop=0.3,
         objective="latency",
-        minutes=0,
     )
     recipes = [point["recipe"] for point in result.search["front"]]
     recipes += [point["recipe"] for point in result.search["rejected"]]

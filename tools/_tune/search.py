@@ -66,12 +66,18 @@ class RecipeSearch:
         for number in range(MOST_ROUNDS):
             if abs(low - high) < WIDTH_DB:
                 break
-            if time.monotonic() > self.deadline:
-                found.is_cut_short = True
+            if self._is_late(found):
                 break
             targets = _between(low, high, ROUND if number == 0 else ROUND - 1)
             tried = self._try_targets(found, targets)
             low, high = self._narrowed(low, high, tried, found.slack)
+
+    def _is_late(self, found: Searched) -> bool:
+        """True if the time is up, which `found` then tells."""
+        if time.monotonic() <= self.deadline:
+            return False
+        found.is_cut_short = True
+        return True
 
     def _try_targets(
         self, found: Searched, targets: Sequence[float]
@@ -94,6 +100,8 @@ class RecipeSearch:
         (gentle,) = self._tried(found, [recipe])
         found.slack = self._slack(gentle)
         for template in self.templates:
+            if self._is_late(found):
+                return
             for trial in self._tried(found, [template]):
                 # the next one loses more
                 if not keeps_accuracy(trial, self.goal, found.slack):
