@@ -323,26 +323,40 @@ class Quant(Pass):
         Weights of one bit or two are nothing without training, whatever single layers keep.
         """
         form = FORMS[self.form]
-        if form.whole is not None or form.width(self._encode_options()) <= 2:
+        if form.width(self._encode_options()) <= 2:
             return []
+        milder = self.milder()
+        if milder is None:
+            return []
+        found: list[Pass] = []
+        for count in GENTLER:
+            spared = self.sparing(worst[:count]) if count <= len(worst) else None
+            if spared is not None:
+                found.append(spared)
+        return [*found, milder]
+
+    def sparing(self, layers: Sequence[str]) -> Pass | None:
+        """The same pass with more for these layers: 8 bits, or weights alone."""
+        milder = self.milder()
+        # single layers cannot have every form
+        if milder is None or not FORMS[milder.form].per_layer:
+            return None
+        word = f"{milder.form}:8"
+        spared = [f"{glob.escape(name)}={word}" for name in layers]
+        return replace(self, layers=(*spared, *self.layers))
+
+    def milder(self) -> Quant | None:
+        """8 bits; of 8 bits weights alone. None for forms of the whole graph."""
+        form = FORMS[self.form]
+        if form.whole is not None:
+            return None
         if self.bits < 8 or self.activation_bits < 8:
             # of 8 bits there are no palettes
             whole = "int8" if form.has_palettes else self.form
-            milder = replace(self, form=whole, bits=8, activation_bits=8)
-            word = f"{whole}:8"
-        elif self.form != "blocked":
-            milder = replace(self, form="blocked", kernel="auto")
-            word = "blocked:8"
-        else:
-            return []
-        # single layers cannot have every form
-        counts = GENTLER if FORMS[word.split(":")[0]].per_layer else ()
-        found: list[Pass] = []
-        for count in counts:
-            if count <= len(worst):
-                spared = [f"{glob.escape(name)}={word}" for name in worst[:count]]
-                found.append(replace(self, layers=(*spared, *self.layers)))
-        return [*found, milder]
+            return replace(self, form=whole, bits=8, activation_bits=8)
+        if self.form != "blocked":
+            return replace(self, form="blocked", kernel="auto")
+        return None
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         self._require_matches(model, context)

@@ -20,20 +20,28 @@ SHORT = 5.0
 
 @dataclass(frozen=True)
 class ShortSearch:
-    """A short search in place of a pipeline: asked for, or where the usual one misses a budget."""
+    """A short search in place of a pipeline: asked for, or where the pipeline misses a budget.
+
+    `repair`: a pipeline that misses it is to be kept, but for the layers that lose most.
+    """
 
     model: Path
     passes: tuple[str, ...]
     options: dict[str, Any]
     as_json: bool
     verbosity: int
+    repair: bool = False
 
     @property
     def is_asked(self) -> bool:
         """True for `--passes auto`, and for budgets that only a search keeps.
 
-        Errors: UsageError where a pipeline is given beside such a budget.
+        Errors: UsageError where a pipeline is given beside such a budget, and for a repair without
+        a pipeline or a budget.
         """
+        if self.repair:
+            self._check_repair()
+            return False
         if self.passes == (AUTO,):
             return True
         for key in ("max_bytes", "max_latency_ms"):
@@ -49,11 +57,36 @@ class ShortSearch:
             return True
         return False
 
+    def _check_repair(self) -> None:
+        if self.passes in ((), (AUTO,)):
+            raise UsageError("--repair", "no pipeline to repair", "give --passes quant")
+        budgets = [self.options[key] for key in ("max_drop", "min_sqnr")]
+        if all(budget is None for budget in budgets):
+            raise UsageError(
+                "--repair",
+                "no budget: nothing says when a pipeline needs it",
+                "give --max-drop 0.005 with --metric, or --min-sqnr 20",
+            )
+        if self.options["data"] is None:
+            raise UsageError(
+                "--repair", "what layers lose is measured on data", "give --data"
+            )
+        for option in self._of_pipelines():
+            raise UsageError(option, "goes with no --repair", "leave one of them out")
+
     def mends(self, error: OnnxOptError) -> bool:
-        """True if a search may keep the budget that the usual pipeline missed."""
-        if self.passes or self.options["data"] is None:
-            return False
+        """True if a search may keep the budget that the pipeline missed."""
         if error.where not in ("--max-drop", "--min-sqnr"):
+            return False
+        # refused as it was given, not missed
+        if isinstance(error, UsageError):
+            return False
+        if self.repair:
+            if not self._is_quiet:
+                say(f"{error.where}: {error.problem}")
+                say("searching for the layers to leave as they are")
+            return True
+        if self.passes or self.options["data"] is None:
             return False
         # what a search does not have was asked for: the miss is the answer
         if self._of_pipelines():
@@ -88,6 +121,7 @@ class ShortSearch:
             self.model,
             out=out,
             minutes=SHORT,
+            repair=list(self.passes) if self.repair else None,
             progress=Progress(self.verbosity - self.as_json),
             tell=None if self._is_quiet else tell_trial,
             **taken,

@@ -5,40 +5,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .. import RefusedError, UsageError
-from ..passes._core.pipeline import parse
+from .. import CheckError, UsageError
+from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline, parse
+from ..passes._core.recipe_files import check_recipe_file, write_recipe
 from ._report.write import check_page
 from ._run.budgets import check_drop
-from ._run.cache import Cache
 from ._run.figures import input_infos, output_infos
 from ._run.settings import ProgressBar, RunSettings
 from ._tune.account import search_facts
 from ._tune.agreement import METRIC, AnsweredBy, add_answers
+from ._tune.aims import AIMS, Aim, bearable
 from ._tune.engines import HereEngine, TrialEngine, engine_of
-from ._tune.families import (
-    ChannelRecipes,
-    MenuRecipes,
-    RecipeFamily,
-    templates_for,
-)
 from ._tune.goal import Goal, goal_of
 from ._tune.lab import Lab, open_lab
-from ._tune.menu import menu_of
+from ._tune.plans import SearchPlan, plan_for, plan_of_aim, plan_to_repair
 from ._tune.precision import warnings_of_precision
-from ._tune.remembered import (
-    RememberingEngine,
-    cache_in,
-    key_of,
-    remember_menu,
-    remembered_menu,
-)
+from ._tune.recovery import recovered_recipe, require_training
+from ._tune.remembered import RememberingEngine, cache_in, key_of
 from ._tune.search import RecipeSearch, Searched
 from ._tune.trial import RecipeTrial, Task
-from ._tune.verdict import verdict
+from ._tune.verdict import JudgedRecipe, verdict
 from .model_forms import as_file
 from .result import Result
 
@@ -46,6 +36,26 @@ __all__ = ["TuneResult", "tune"]
 
 MINUTES = 15.0
 """Time after which no further round of trials begins, unless another is given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a search is asked for, beside the settings of its result.
+
+    `goal`: None where an aim says what is borne. `recover`: minutes of training at the end.
+    `started`, `deadline`: seconds of `time.monotonic`. `folder`: keeps findings.
+    """
+
+    goal: Goal | None
+    aim: Aim | None
+    pipeline: Pipeline | None
+    recover: float
+    started: float
+    deadline: float
+    jobs: int
+    ray: str | None
+    folder: Path | None
+    tell: Callable[[RecipeTrial], None]
 
 
 class TuneResult(Result):
@@ -71,6 +81,9 @@ def tune(
     max_bytes: int | None = None,
     max_latency_ms: float | None = None,
     objective: str | None = None,
+    aim: Aim | None = None,
+    repair: str | Pipeline | Iterable[PipelineStep] | None = None,
+    recover: float = 0.0,
     target: str = "cpu",
     minutes: float = MINUTES,
     seed: int = 0,
@@ -78,6 +91,7 @@ def tune(
     jobs: int = 0,
     ray: str | None = None,
     resume: str | Path | None = None,
+    recipe: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
     report: str | Path | None = None,
@@ -89,25 +103,50 @@ def tune(
     `data`: to calibrate on. `eval_data`, `metric`: labelled data (by default `data`), half of which
     the search sees; the verdict is of the other half. Without a metric `max_drop` is the share of
     rows whose class changes. `min_sqnr` (dB), `max_bytes`, `max_latency_ms`: other budgets.
-    `objective`: size, latency or macs. `minutes`: after which no further round begins. `jobs`:
-    trials at a time (0: chosen); `ray`: address of a cluster, or local. `resume`: a folder that
-    keeps what is found out. `report`: a page to write. `tell`: is told of each trial.
+    `objective`: size, latency or macs. `aim`: size, speed or accuracy: a handful of pipelines is
+    tried; a budget may be left out. `repair`: a pipeline, of which as few layers as the budget asks
+    for are put back. `recover`: minutes of a closing `finetune`. `minutes`: after which no further
+    round begins. `jobs`: trials at a time (0: chosen); `ray`: address of a cluster, or local.
+    `resume`: a folder that keeps what is found out. `recipe`: a file for the recipe, as TOML or
+    text. `report`: a page to write. `tell`: is told of each trial.
 
     Errors: UsageError for goals that nothing can keep, RefusedError (model, data), CheckError
     where no recipe keeps the budget: the nearest one is named.
     """
-    goal = goal_of(objective, max_drop, min_sqnr, max_bytes, max_latency_ms)
+    limits = (max_drop, min_sqnr, max_bytes, max_latency_ms)
+    is_limited = any(limit is not None for limit in limits)
+    _check_choices(aim, objective, repair)
+    goal = None
+    if aim is None or is_limited:
+        chosen = objective if aim is None else AIMS[aim].objective
+        goal = goal_of(chosen, *limits)
     if metric is None and eval_data is not None:
         raise UsageError(
             "--eval-data", "nothing says what to measure on it", "give --metric"
         )
     # without a metric it is a share of rows, too
     check_drop(max_drop, METRIC if metric is None else metric)
+    if recover:
+        require_training()
     page = None if report is None else Path(report)
     if page is not None:
         check_page(page)
+    recipe_file = None if recipe is None else Path(recipe)
+    if recipe_file is not None:
+        check_recipe_file(recipe_file)
     started = time.monotonic()
-    deadline = started + 60 * minutes
+    asked = Asked(
+        goal=goal,
+        aim=aim,
+        pipeline=None if repair is None else as_pipeline(repair),
+        recover=recover,
+        started=started,
+        deadline=started + 60 * minutes,
+        jobs=jobs,
+        ray=ray,
+        folder=None if resume is None else Path(resume),
+        tell=tell or (lambda trial: None),
+    )
     with as_file(model) as path:
         settings = RunSettings(
             model=path,
@@ -128,49 +167,54 @@ def tune(
             explain_loss=page is not None,
             progress=progress,
         )
-        result = _tuned(
-            settings,
-            goal,
-            deadline,
-            (jobs, ray),
-            None if resume is None else Path(resume),
-            tell or (lambda trial: None),
-            started,
-        )
+        result = _tuned(settings, asked)
+    if recipe_file is not None:
+        write_recipe(recipe_file, parse(result.search["recipe"]))
     if page is not None:
         result.report(page)
     return result
 
 
-def _tuned(
-    settings: RunSettings,
-    goal: Goal,
-    deadline: float,
-    engines: tuple[int, str | None],
-    folder: Path | None,
-    tell: Callable[[RecipeTrial], None],
-    started: float,
-) -> TuneResult:
-    jobs, ray = engines
-    assert isinstance(settings.model, Path)
+def _check_choices(aim: str | None, objective: str | None, repair: Any) -> None:
+    """Raise UsageError for choices that contradict each other, and for an unknown aim."""
+    if aim is not None and aim not in AIMS:
+        raise UsageError(
+            "--aim", f"'{aim}' is no aim", f"choose among {', '.join(AIMS)}"
+        )
+    if aim is not None and objective is not None:
+        raise UsageError(
+            "--aim", "says itself what is to be small", "leave out --objective"
+        )
+    if aim is not None and repair is not None:
+        raise UsageError(
+            "--aim", "chooses the pipeline that --repair is to keep", "keep one of them"
+        )
+
+
+def _tuned(settings: RunSettings, asked: Asked) -> TuneResult:
     warnings: list[str] = []
-    cache = None if folder is None else cache_in(folder)
+    cache = None if asked.folder is None else cache_in(asked.folder)
     with open_lab(_for_lab(settings)) as lab:
-        task = _task_of(settings, goal, lab)
+        goal, task = _goal_and_task(settings, asked, lab)
         warnings += warnings_of_precision(task, goal)
         key = key_of(lab.original.sha256 or "", task)
-        family = _family(goal, lab, cache, key)
+        plan: SearchPlan
+        if asked.aim is not None:
+            plan = plan_of_aim(asked.aim, settings.target)
+        elif asked.pipeline is not None:
+            plan = plan_to_repair(asked.pipeline, lab)
+        else:
+            plan = plan_for(goal, lab, cache, key)
         warnings += lab.run.reporter.warnings
         model_bytes = lab.original.figures.bytes or 0
     # trials beside each other would share the cores that they are timed on
     engine: TrialEngine = HereEngine()
     if not task.is_timed:
-        engine = engine_of(jobs, ray, model_bytes)
+        engine = engine_of(asked.jobs, asked.ray, model_bytes)
     if cache is not None:
         engine = RememberingEngine(engine, cache, key)
     found = Searched()
-    templates = templates_for(goal.objective)
-    search = RecipeSearch(goal, family, task, engine, deadline, templates, tell)
+    search = RecipeSearch(goal, plan, task, engine, asked.deadline, asked.tell)
     with contextlib.closing(engine):
         try:
             search.run(found)
@@ -185,14 +229,13 @@ def _tuned(
             "tune: the time was up before the search had narrowed the limit down; more "
             "--time-budget may find a better recipe"
         )
-    judged = verdict(settings, goal, task, found)
-    warnings += [f"tune: {reason}" for _, reason in judged.missed]
+    judged = _judged(settings, asked, goal, task, found, warnings)
     result = judged.result
     for message in warnings:
         if message not in result.warnings:
             result.warnings.append(message)
     tuned = TuneResult(**vars(result))
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - asked.started
     tuned.search = search_facts(goal, task, found, judged, seconds)
     if settings.out is not None and not settings.dry_run:
         # only now: a file of that name stays as it is where no recipe keeps the budget
@@ -201,22 +244,45 @@ def _tuned(
     return tuned
 
 
-def _family(goal: Goal, lab: Lab, cache: Cache | None, key: str) -> RecipeFamily:
-    """Recipes that make the objective small. Errors: RefusedError where there is no choice."""
-    if goal.objective in ("latency", "macs"):
-        return ChannelRecipes()
-    menu = None if cache is None else remembered_menu(cache, key)
-    if menu is None:
-        menu = menu_of(lab)
-        if cache is not None:
-            remember_menu(cache, key, menu)
-    if not menu:
-        raise RefusedError(
-            str(lab.run.settings.model),
-            "no weight of it has a choice of forms: there is nothing to search",
-            "onnx-opt inspect shows why",
-        )
-    return MenuRecipes(menu)
+def _judged(
+    settings: RunSettings,
+    asked: Asked,
+    goal: Goal,
+    task: Task,
+    found: Searched,
+    warnings: list[str],
+) -> JudgedRecipe:
+    """The verdict; of an aim whose own limit nothing keeps it is of the least loss instead."""
+    recovered = None
+    if asked.recover:
+        recovered = recovered_recipe(goal, found, asked.recover)
+    try:
+        judged = verdict(settings, goal, task, found, recovered)
+    except CheckError as error:
+        if asked.goal is not None:
+            raise
+        warnings.append(f"tune: {error.problem}; the one that loses least is taken")
+        judged = verdict(settings, Goal("accuracy"), task, found)
+    warnings += [f"tune: {reason}" for _, reason in judged.missed]
+    return judged
+
+
+def _goal_and_task(settings: RunSettings, asked: Asked, lab: Lab) -> tuple[Goal, Task]:
+    """The goal as it was asked for, or that of the aim, and the facts that trials share."""
+    if asked.goal is not None:
+        return asked.goal, _task_of(settings, asked.goal, lab)
+    assert asked.aim is not None
+    has_metric = settings.metric is not None
+    size = lab.original.figures.bytes or 0
+    goal = bearable(asked.aim, has_metric, True, size)
+    try:
+        return goal, _task_of(settings, goal, lab)
+    except UsageError:
+        if has_metric:
+            raise
+    # its outputs choose no class
+    goal = bearable(asked.aim, has_metric, False, size)
+    return goal, _task_of(settings, goal, lab)
 
 
 def _for_lab(settings: RunSettings) -> RunSettings:

@@ -70,6 +70,17 @@ class Pass(abc.ABC):
         """
         return []
 
+    def milder(self) -> Pass | None:
+        """The same pass in the form that loses less of all layers; None where it has no such."""
+        return None
+
+    def sparing(self, layers: Sequence[str]) -> Pass | None:
+        """The same pass, which takes less from these layers; None where it has no such form.
+
+        `layers`: names of nodes, weights or outputs.
+        """
+        return None
+
     def at_lower_opset(self) -> Pass | None:
         """The same pass in a form that an older opset holds; None where it has no other."""
         return None

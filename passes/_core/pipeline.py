@@ -22,6 +22,7 @@ from ... import UsageError
 from .contract import Pass
 from .nearest import did_you_mean
 from .options import OptionSpec, options_of
+from .recipe_files import read_tables, read_text
 from .registry import ForeignPass, foreign_pass, pass_class
 
 
@@ -36,14 +37,16 @@ class Pipeline:
 
 
 def parse(text: str) -> Pipeline:
-    """Parse pipeline text, or `@file` holding it (lines starting with # are comments).
+    """Parse pipeline text, or `@file` holding it (see `recipe_files`).
 
     Errors: UsageError naming the column (1-based) for a syntax error; the pass and option for a
     wrong value.
     """
     if text.startswith("@"):
         path = Path(text[1:])
-        text = _read_recipe(path)
+        if path.suffix == ".toml":
+            return as_pipeline(read_tables(path))
+        text = read_text(path)
     parser = _Parser(text)
     return Pipeline(tuple(parser.pipeline()))
 
@@ -130,17 +133,6 @@ def _no_option(name: str, key: str, options: list[str]) -> UsageError:
         all_of_them = f"choose among {', '.join(options)}"
     fix = did_you_mean(key, options, all_of_them)
     return UsageError(f"{name}.{key}", "no such option", fix)
-
-
-def _read_recipe(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--passes @{path}", f"cannot be read ({error})", "give a UTF-8 text file"
-        ) from None
-    # line breaks are spaces of the grammar
-    return " ".join(line for line in lines if not line.lstrip().startswith("#"))
 
 
 class _Parser:

@@ -26,6 +26,7 @@ from onnx_opt.tools._tune.engines import HereEngine, ProcessEngine
 from onnx_opt.tools._tune.families import MenuRecipes
 from onnx_opt.tools._tune.front import front_of, keeps_accuracy
 from onnx_opt.tools._tune.goal import Goal, goal_of
+from onnx_opt.tools._tune.plans import SearchPlan
 from onnx_opt.tools._tune.recipe import recipe_of
 from onnx_opt.tools._tune.remembered import key_of
 from onnx_opt.tools._tune.search import RecipeSearch, Searched
@@ -134,7 +135,7 @@ def test_the_front_has_what_nothing_beats():
 )
 def test_a_drop_is_judged_with_what_chance_may_hide(drop, error, slack, kept):
     goal = Goal("size", max_drop=0.01)
-    assert keeps_accuracy(trial(1, drop, error=error), goal, slack) == kept
+    assert keeps_accuracy(trial(1, drop, error=error), goal, slack=slack) == kept
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_the_search_ends_at_the_limit(goal, expected, monkeypatch):
     found = Searched()
     engine = MadeUp()
     family = MenuRecipes(MENU)
-    RecipeSearch(goal, family, None, engine, deadline=math.inf).run(found)
+    RecipeSearch(goal, SearchPlan(family), None, engine, deadline=math.inf).run(found)
     forms = {name: MENU[name][name in expected] for name in MENU}
     assert trial(total_bytes(forms), total_loss(forms)).bytes in {
         each.bytes for each in found.trials
@@ -203,7 +204,9 @@ def test_a_search_without_time_has_tried_something(monkeypatch):
     goal = Goal("size", max_drop=0.25)
     family = MenuRecipes(MENU)
     templates = ("simplify, quant(layers=[a=palette:4]), strip",)
-    search = RecipeSearch(goal, family, None, MadeUp(), -math.inf, templates)
+    search = RecipeSearch(
+        goal, SearchPlan(family, templates), None, MadeUp(), -math.inf
+    )
     search.run(found)
     # no template of those that are left
     assert len(found.trials) == 1

@@ -125,8 +125,12 @@ class Twins:
         twin = twin or maker
         if twin is not None and twin.op_type == node.op_type:
             return _stored_changes(node, twin)
-        product = _product_behind(maker)
-        return NO_CHANGES if product is None else _dynamic_changes(node, product)
+        product = _product_behind(maker, node.op_type)
+        if product is None:
+            return NO_CHANGES
+        if product.op_type == node.op_type:
+            return _stored_changes(node, product)
+        return _dynamic_changes(node, product)
 
     def is_changed(self, node: ir.Node) -> bool:
         """True if a layer of the reference has other weights or another input in the result."""
@@ -220,10 +224,12 @@ MOST_STEPS = 5
 """Nodes to look at from a dynamic layer's output back: Add, Mul, Cast, the product and a spare."""
 
 
-def _product_behind(node: ir.Node | None) -> ir.Node | None:
-    """The MatMulInteger of a layer that is quantized at run time: behind Mul, Cast and a bias."""
+def _product_behind(node: ir.Node | None, op_type: str) -> ir.Node | None:
+    """A layer that is not found by name: behind the Add of a new bias, or, where it is quantized at
+    run time, behind Mul, Cast and a bias.
+    """
     for _ in range(MOST_STEPS):
-        if node is None or node.op_type == "MatMulInteger":
+        if node is None or node.op_type in ("MatMulInteger", op_type):
             return node
         if node.op_type not in ("Add", "Mul", "Cast"):
             return None
@@ -397,6 +403,22 @@ class Builder:
         assert node is not None
         self._moved.update(zip(producer.outputs, node.outputs, strict=True))
         return self._moved[value]
+
+    def rebuilt(self, value: ir.Value, known: Mapping[str, ir.Value]) -> ir.Value:
+        """A value of another model, with the nodes that compute it from constants and from known
+        values, by name.
+        """
+        pending = [value]
+        while pending:
+            current = pending.pop()
+            same = known.get(current.name or "")
+            if same is not None:
+                self._moved[current] = same
+                continue
+            producer = current.producer()
+            if producer is not None:
+                pending += [each for each in producer.inputs if each is not None]
+        return self.transplanted(value)
 
     def _initializer(self, value: ir.Value) -> ir.Value:
         tensor = value.const_value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .agreement import AnsweredBy
-from .front import front_of, keeps_accuracy, keeps_cost
+from .front import front_of, keeps_cost
 from .goal import Goal
 from .precision import ONE_SIDED_95
 from .search import Searched
@@ -71,7 +71,7 @@ def _reason(
             return f"on data that the search did not see: {reason}"
     if trial.failure:
         return trial.failure
-    if not keeps_accuracy(trial, goal, found.slack):
+    if not found.keeps_accuracy(trial, goal):
         return "loses more than the budget allows"
     if not keeps_cost(trial, goal):
         return "costs more than the budget allows"

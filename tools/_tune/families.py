@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...passes._core.pipeline import parse
-from .choices import Menu, Picks, cheapest, total_loss
+from ...passes._core.contract import Pass
+from ...passes._core.patterns import Part
+from ...passes._core.pipeline import Pipeline, parse
+from .choices import FLOAT, Menu, Picks, cheapest, total_loss
 from .goal import Objective
+from .menu import MILDER
 from .recipe import DEFAULT_FORM, recipe_of
 
 LEAST_LOSS = 1e-6
 """Loss of 60 dB: what loses less is taken to lose this."""
 
 
+LEAST_DB = 5.0
+"""Predicted SQNR of the harshest recipe that is tried: below it hardly anything is left."""
+
 GENTLER_DB = 3.0
 """SQNR above that of 8 bits everywhere from which a search begins: a model of which 8 bits lose too
 much keeps some layers in float. Chosen by hand.
 """
+
+REPAIRED_DB = 20.0
+"""SQNR above that of a pipeline at which its repair begins: a hundredth of the loss is left."""
 
 
 class RecipeFamily(Protocol):
@@ -27,6 +37,11 @@ class RecipeFamily(Protocol):
     @property
     def gentlest_db(self) -> float:
         """SQNR of the recipe from which a search begins."""
+        ...
+
+    @property
+    def harshest_db(self) -> float:
+        """SQNR below which no recipe is tried."""
         ...
 
     def recipe(self, target_db: float) -> str:
@@ -39,6 +54,7 @@ class MenuRecipes:
     """For size: of each weight the sparsity and the bits that take fewest bytes in all."""
 
     menu: Menu
+    harshest_db: float = LEAST_DB
 
     @property
     def gentlest_db(self) -> float:
@@ -61,10 +77,57 @@ class ChannelRecipes:
     """For time and work: channels that the outputs bear to lose, then integers."""
 
     gentlest_db: float = 40.0
+    harshest_db: float = LEAST_DB
 
     def recipe(self, target_db: float) -> str:
         text = f"simplify, prune-channels(min_sqnr={target_db:.1f}), quant, strip"
         return str(parse(text))
+
+
+@dataclass(frozen=True)
+class RepairRecipes:
+    """A pipeline of which the layers that lose most for their bytes are spared, or stay float.
+
+    `menu`: of each weight that the pipeline changes its form there, a milder one, and float.
+    """
+
+    menu: Menu
+    pipeline: Pipeline
+
+    @property
+    def gentlest_db(self) -> float:
+        return self.harshest_db + REPAIRED_DB
+
+    @property
+    def harshest_db(self) -> float:
+        """That of the pipeline itself."""
+        loss = sum(max(each.loss for each in choices) for choices in self.menu.values())
+        return -10 * math.log10(max(loss, LEAST_LOSS))
+
+    def recipe(self, target_db: float) -> str:
+        picks = cheapest(self.menu, 10 ** (-target_db / 10))
+        if picks is None:
+            # the solver found none in time: all layers are put back
+            left, spared = list(self.menu), []
+        else:
+            left = [name for name in picks if picks[name].form == FLOAT]
+            spared = [name for name in picks if picks[name].form == MILDER]
+        steps = [_repaired(pass_, left, spared) for pass_ in self.pipeline.passes]
+        # names are those of a simplified model
+        if steps[0].name != "simplify":
+            steps = [*parse("simplify").passes, *steps]
+        return str(Pipeline(tuple(steps)))
+
+
+def _repaired(pass_: Pass, left: Sequence[str], spared: Sequence[str]) -> Pass:
+    """A pass that leaves some layers as they are, and takes less from others."""
+    if pass_.effect != "lossy":
+        return pass_
+    if spared:
+        pass_ = pass_.sparing(spared) or pass_
+    if not left:
+        return pass_
+    return pass_.without(Part(name, "", (name,)) for name in left)
 
 
 TEMPLATES: dict[Objective, tuple[str, ...]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .goal import Goal
+from .trend import likely_drop
 from .trial import RecipeTrial
 
 CAUTION = 1.0
@@ -14,29 +15,37 @@ At 1, five of six recipes that look just good enough are so on other data of the
 """
 
 
-def drop_to_judge(trial: RecipeTrial) -> float | None:
-    """Drop that is held against the budget: what was measured, and what chance may hide."""
-    if trial.drop is None:
-        return None
-    return trial.drop + CAUTION * (trial.error or 0.0)
-
-
-def keeps_accuracy(trial: RecipeTrial, goal: Goal, slack: float = 0.0) -> bool:
+def keeps_accuracy(
+    trial: RecipeTrial,
+    goal: Goal,
+    others: Sequence[RecipeTrial] = (),
+    slack: float = 0.0,
+) -> bool:
     """True if a trial loses no more than the goal allows.
 
-    `slack`: part of the drop that even the gentlest recipe shows by chance, and that no caution
-    can take away.
+    `others`: trials of the same search, which tell how likely its drop is. `slack`: part of the
+    drop that even the gentlest recipe shows by chance, and that no caution can take away.
     """
     if trial.failure:
         return False
     if goal.max_drop is not None:
-        judged = drop_to_judge(trial)
-        if judged is None or not judged - slack <= goal.max_drop:
+        drop = likely_drop(trial, others)
+        if drop is None:
+            return False
+        judged = drop.value + CAUTION * drop.error
+        if not judged - slack <= goal.max_drop:
             return False
     # no noise at all has no SQNR
     if goal.min_sqnr is None or trial.sqnr_db is None:
         return True
     return trial.sqnr_db >= goal.min_sqnr
+
+
+def is_beyond(trial: RecipeTrial, goal: Goal) -> bool:
+    """True if a trial surely loses more than the goal allows, whatever chance had in it."""
+    if trial.failure or goal.max_drop is None or trial.drop is None:
+        return not keeps_accuracy(trial, goal)
+    return trial.drop - CAUTION * (trial.error or 0.0) > goal.max_drop
 
 
 def keeps_cost(trial: RecipeTrial, goal: Goal) -> bool:

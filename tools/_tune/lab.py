@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ... import UsageError
 from ...passes._core.pipeline import parse
 from .._run.context import TrainingContext, context_of
 from .._run.evidence import VerificationInputs, gather_inputs
@@ -17,10 +18,11 @@ from .._run.settings import RunSettings
 
 
 @dataclass(frozen=True)
-class Made:
-    """A model after passes.
+class LossyStep:
+    """A model before and after a lossy pass.
 
-    `reference`: the float form that its layers started from; the model before where no pass says.
+    `reference`: the float form that its layers started from; the model before where the pass tells
+    of none.
     """
 
     reference: ir.Model
@@ -37,16 +39,26 @@ class Lab:
     context: TrainingContext
     model: ir.Model
 
-    def made(self, passes: str) -> Made:
-        """Apply pipeline text to a copy of the model. Errors: those of the passes."""
+    def steps(self, passes: str) -> list[LossyStep]:
+        """Apply pipeline text to a copy of the model; what each lossy pass does.
+
+        Errors: those of the passes, UsageError without a lossy one.
+        """
         model = self.model.clone()
-        before = self.model
-        reference = None
+        found: list[LossyStep] = []
         for pass_ in parse(passes).passes:
+            is_lossy = pass_.effect == "lossy"
+            before = model.clone() if is_lossy else model
             self.context.float_form = None
             pass_.run(model, self.context)
-            reference = reference or self.context.float_form
-        return Made(reference or before, model)
+            if is_lossy:
+                reference = self.context.float_form or before
+                found.append(LossyStep(reference, model.clone()))
+        if not found:
+            raise UsageError(
+                "passes", f"'{passes}' has no lossy pass", "give one: quant"
+            )
+        return found
 
 
 @contextlib.contextmanager

@@ -16,11 +16,12 @@ import onnx_ir as ir
 from ...passes._core.output_drift import in_batches, output_drifts
 from ...passes._core.pipeline import parse
 from ...passes._core.stored import stored_constants
+from ...passes._core.tables import tables_of
 from ...passes._core.weights import weights_of
 from ...passes.prune import LossBySparsity, losses_by_sparsity
 from .._run.loss_probes import Twins
 from .choices import FLOAT, FormChoice, Menu, without_dominated
-from .lab import Lab
+from .lab import Lab, LossyStep
 from .recipe import DEFAULT_FORM
 from .swaps import Swap, comparable, swapped, swaps
 
@@ -54,6 +55,12 @@ LEAST_MASKED = 3
 ResNet-20: the loss of 2 bits grew by a third where half of the weights were zero, that of 3 and 4
 bits not at all.
 """
+
+AS_GIVEN = "given"
+"""Form of a weight as a pipeline that is to be repaired gives it."""
+
+MILDER = "milder"
+"""Form of a weight of which a pass takes less than that pipeline says."""
 
 GAP_BITS = 4
 """Bits of the distance from one nonzero to the next, as `pack` stores short ones."""
@@ -119,6 +126,28 @@ def menu_of(lab: Lab) -> Menu:
     return menu
 
 
+def menu_to_repair(lab: Lab, given: str, milder: str | None) -> Menu:
+    """For every weight that pipeline text changes: its form there, a milder one, and float."""
+    floats = _float_bytes(lab.model)
+    texts = {AS_GIVEN: given} if milder is None else {AS_GIVEN: given, MILDER: milder}
+    figures = {form: figures_of(lab, text) for form, text in texts.items()}
+    menu = {}
+    for name in figures[AS_GIVEN].losses:
+        if name not in floats:
+            continue
+        choices = [FormChoice(FLOAT, 0.0, 0.0, floats[name])]
+        for form, found in figures.items():
+            if name in found.losses:
+                # of what several layers share, all is stored for the first of them
+                size = found.bytes.get(name, 0.0)
+                choices.append(FormChoice(form, 0.0, found.losses[name], size))
+        if len(choices) == 3 and choices[2].bytes <= choices[1].bytes:
+            # an end, whose bits a pass spares by itself as long as others have fewer
+            del choices[1]
+        menu[name] = choices
+    return menu
+
+
 def _choices(
     name: str,
     float_bytes: float,
@@ -144,10 +173,27 @@ def _choices(
 
 
 def figures_of(lab: Lab, text: str) -> FormFigures:
-    """Losses and bytes where all layers are of the form that pipeline text gives."""
-    made = lab.made(text)
-    whole = comparable(made.reference, made.result)
-    twins = Twins(made.result)
+    """Losses and bytes where all layers are of the form that pipeline text gives.
+
+    What a weight loses by several passes adds up.
+    """
+    losses: dict[str, float] = {}
+    found: dict[str, Swap] = {}
+    steps = lab.steps(text)
+    for step in steps:
+        for swap, loss in _losses_of(lab, step):
+            losses[swap.weight] = losses.get(swap.weight, 0.0) + loss
+            found[swap.weight] = swap
+    packed = steps[-1].result
+    parse("pack").passes[0].run(packed, lab.context)
+    sizes = _bytes_by_weight(packed, list(found.values()))
+    return FormFigures(losses, sizes)
+
+
+def _losses_of(lab: Lab, step: LossyStep) -> list[tuple[Swap, float]]:
+    """What each weight that a pass changes loses by it at the outputs."""
+    whole = comparable(step.reference, step.result)
+    twins = Twins(step.result)
     found = swaps(whole, twins)
     sizes = _float_bytes(whole)
     samples = _samples(len(found), sum(sizes.values()))
@@ -156,15 +202,11 @@ def figures_of(lab: Lab, text: str) -> FormFigures:
     def bytes_of(swap: Swap) -> int:
         return int(sizes.get(swap.weight, 0)) + nodes * NODE_BYTES
 
-    losses: dict[str, float] = {}
+    losses: list[float] = []
     for batch in in_batches(found, bytes_of):
         variants = [swapped(whole, twins, swap) for swap in batch]
-        drifts = output_drifts(whole, variants, lab.context, samples)
-        for swap, drift in zip(batch, drifts, strict=True):
-            losses[swap.weight] = drift
-    packed = made.result
-    parse("pack").passes[0].run(packed, lab.context)
-    return FormFigures(losses, _bytes_by_weight(packed, found))
+        losses += output_drifts(whole, variants, lab.context, samples)
+    return list(zip(found, losses, strict=True))
 
 
 def _samples(weights: int, model_bytes: float) -> int:
@@ -193,14 +235,33 @@ def _bytes_by_weight(packed: ir.Model, found: Sequence[Swap]) -> dict[str, float
             # what several layers share is counted once
             if weight is not None:
                 total += stored.pop(weight, 0)
+        for output, ids in swap.rows:
+            for value in _makers_of(makers.get(output), ids):
+                total += stored.pop(value, 0)
         if total:
             sizes[swap.weight] = total
     return sizes
 
 
+def _makers_of(node: ir.Node | None, known: str) -> list[ir.Value]:
+    """Values from which a node's output is computed, directly or not, but the one named `known`."""
+    found: dict[ir.Value, None] = {}
+    pending = [] if node is None else [node]
+    while pending:
+        for value in pending.pop().inputs:
+            if value is None or value in found or value.name == known:
+                continue
+            found[value] = None
+            producer = value.producer()
+            if producer is not None:
+                pending.append(producer)
+    return list(found)
+
+
 def _float_bytes(model: ir.Model) -> dict[str, float]:
     found, _ = weights_of(model)
-    return {weight.name: float(weight.tensor.nbytes) for weight in found}
+    every = [*found, *tables_of(model).values()]
+    return {weight.name: float(weight.tensor.nbytes) for weight in every}
 
 
 def _of_few_bits(

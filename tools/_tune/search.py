@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 
 from .engines import TrialEngine
 from .families import RecipeFamily
-from .front import keeps_accuracy, keeps_cost
+from .front import is_beyond, keeps_accuracy, keeps_cost
 from .goal import Goal
+from .plans import SearchPlan
 from .trial import RecipeTrial, Task
 
 ROUND = 4
 """Recipes of a round."""
-
-LEAST_DB = 5.0
-"""Predicted SQNR of the harshest recipe that is tried: below it hardly anything is left."""
 
 WIDTH_DB = 0.35
 """Interval of predicted SQNR in which it is no longer looked for a better recipe."""
@@ -41,36 +39,58 @@ class Searched:
     slack: float = 0.0
     is_cut_short: bool = False
 
+    def keeps_accuracy(self, trial: RecipeTrial, goal: Goal) -> bool:
+        """True if a trial loses no more than the goal allows, as far as all of them tell."""
+        return keeps_accuracy(
+            trial,
+            goal,
+            self.trials,
+            self.slack,
+        )
+
+    def fitting(self, goal: Goal) -> list[RecipeTrial]:
+        """Trials that keep the goal."""
+        return [
+            trial
+            for trial in self.trials
+            if self.keeps_accuracy(trial, goal) and keeps_cost(trial, goal)
+        ]
+
 
 @dataclass(frozen=True)
 class RecipeSearch:
-    """A goal, recipes to choose among, and where trials run.
+    """A goal, a plan of recipes, and where trials run.
 
-    `deadline`: seconds of `time.monotonic` after which no round begins. `templates`: pipelines that
-    are tried beside the recipes. `tell`: is told of each trial.
+    `deadline`: seconds of `time.monotonic` after which no round begins. `tell`: is told of each
+    trial.
     """
 
     goal: Goal
-    family: RecipeFamily
+    plan: SearchPlan
     task: Task
     engine: TrialEngine
     deadline: float
-    templates: Sequence[str] = ()
     tell: Callable[[RecipeTrial], None] = lambda trial: None
 
     def run(self, found: Searched) -> None:
         """Search; `found` holds what was tried, also where it ends early."""
-        low = self.family.gentlest_db
-        high = LEAST_DB
-        self._try_first(found, low)
+        family = self.plan.family
+        if family is None:
+            self._try_templates(found, self.plan.templates)
+            return
+        low = family.gentlest_db
+        high = family.harshest_db
+        (gentle,) = self._tried(found, [family.recipe(low)])
+        found.slack = self._slack(gentle)
+        self._try_templates(found, self.plan.templates)
         for number in range(MOST_ROUNDS):
             if abs(low - high) < WIDTH_DB:
                 break
             if self._is_late(found):
                 break
             targets = _between(low, high, ROUND if number == 0 else ROUND - 1)
-            tried = self._try_targets(found, targets)
-            low, high = self._narrowed(low, high, tried, found.slack)
+            tried = self._try_targets(found, family, targets)
+            low, high = self._narrowed(low, high, tried, found)
 
     def _is_late(self, found: Searched) -> bool:
         """True if the time is up, which `found` then tells."""
@@ -80,10 +100,10 @@ class RecipeSearch:
         return True
 
     def _try_targets(
-        self, found: Searched, targets: Sequence[float]
+        self, found: Searched, family: RecipeFamily, targets: Sequence[float]
     ) -> list[tuple[float, RecipeTrial]]:
         known = {trial.recipe: trial for trial in found.trials}
-        recipes = [self.family.recipe(target) for target in targets]
+        recipes = [family.recipe(target) for target in targets]
         new = [recipe for recipe in dict.fromkeys(recipes) if recipe not in known]
         for trial in self.engine.run(self.task, new):
             target = targets[recipes.index(trial.recipe)]
@@ -94,18 +114,18 @@ class RecipeSearch:
         pairs = zip(targets, recipes, strict=True)
         return [(target, known[recipe]) for target, recipe in pairs]
 
-    def _try_first(self, found: Searched, gentlest_db: float) -> None:
-        """The gentlest recipe, and templates as long as each is within the budget."""
-        recipe = self.family.recipe(gentlest_db)
-        (gentle,) = self._tried(found, [recipe])
-        found.slack = self._slack(gentle)
-        for template in self.templates:
-            if self._is_late(found):
+    def _try_templates(self, found: Searched, templates: Sequence[str]) -> None:
+        """Pipelines from gentle to harsh, as long as each is within the budget, or all of them."""
+        for template in templates:
+            # something is tried even where there is no time at all
+            if found.trials and self._is_late(found):
                 return
-            for trial in self._tried(found, [template]):
-                # the next one loses more
-                if not keeps_accuracy(trial, self.goal, found.slack):
-                    return
+            (trial,) = self._tried(found, [template])
+            if self.plan.tries_all:
+                continue
+            # the next one loses more
+            if is_beyond(trial, self.goal):
+                return
 
     def _tried(self, found: Searched, recipes: Sequence[str]) -> list[RecipeTrial]:
         """Trials of recipes, which `found` has at once."""
@@ -131,7 +151,7 @@ class RecipeSearch:
         low: float,
         high: float,
         tried: Sequence[tuple[float, RecipeTrial]],
-        slack: float,
+        found: Searched,
     ) -> tuple[float, float]:
         """The interval in which the limit lies: from what is borne to what is not.
 
@@ -140,7 +160,7 @@ class RecipeSearch:
         """
         for target, trial in sorted(tried, key=lambda pair: -pair[0]):
             if self.goal.limits_accuracy:
-                goes_on = keeps_accuracy(trial, self.goal, slack)
+                goes_on = found.keeps_accuracy(trial, self.goal)
             else:
                 goes_on = not keeps_cost(trial, self.goal)
             if not goes_on:

@@ -1,30 +1,35 @@
-"""A float model with one layer at a time as a lossy pass made it."""
+"""A float model with one weight at a time as a lossy pass made it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from ...passes._core.ops import WEIGHTED_OPS
 from ...passes._core.opset import raise_opset
 from ...passes._core.output_drift import Variant
-from ...passes._core.weights import weights_of
+from ...passes._core.tables import tables_of
+from ...passes._core.weights import Weight, weights_of
 from .._run.loss_probes import Builder, Twins
 
 
-@dataclass(frozen=True)
+@dataclass
 class Swap:
-    """A weight whose layers have another form in a result.
+    """A weight that has another form in a result.
 
-    `weight`: name of the initializer that they multiply by. `places`: numbers of these layers among
-    the nodes of the float model. `readers`: output of each layer, and the input at which it reads
-    the weight.
+    `weight`: name of the initializer. `layers`, `tables`: numbers, among the nodes of the float
+    model, of the layers that multiply by it and of the Gather nodes that take rows of it.
+    `readers`: output of each layer, and the input at which it reads the weight. `rows`: output of
+    each Gather, and the name of its indices.
     """
 
     weight: str
-    places: tuple[int, ...]
-    readers: tuple[tuple[str, int], ...]
+    layers: list[int] = field(default_factory=list)
+    tables: list[int] = field(default_factory=list)
+    readers: list[tuple[str, int]] = field(default_factory=list)
+    rows: list[tuple[str, str]] = field(default_factory=list)
 
 
 def comparable(reference: ir.Model, result: ir.Model) -> ir.Model:
@@ -37,27 +42,45 @@ def comparable(reference: ir.Model, result: ir.Model) -> ir.Model:
 
 
 def swaps(whole: ir.Model, twins: Twins) -> list[Swap]:
-    """Weights of the float model that have another form in the result whose layers are `twins`."""
+    """Weights of the float model that have another form in the result whose nodes are `twins`."""
     places = {node: index for index, node in enumerate(whole.graph)}
-    found, _ = weights_of(whole)
-    changed = []
-    for weight in found:
-        own = []
-        readers = []
+    found: dict[str, Swap] = {}
+    weights, _ = weights_of(whole)
+    for weight in weights:
         for node, index in weight.uses:
             # a node of a subgraph has no place here
             place = places.get(node)
-            if place is not None and twins.is_changed(node):
-                own.append(place)
-                readers.append((node.outputs[0].name or "", index))
-        if own:
-            swap = Swap(weight.name, tuple(own), tuple(readers))
-            changed.append(swap)
-    return changed
+            if place is None or not twins.is_changed(node):
+                continue
+            swap = found.setdefault(weight.name, Swap(weight.name))
+            swap.layers.append(place)
+            swap.readers.append((node.outputs[0].name or "", index))
+    for table in tables_of(whole).values():
+        for node, _ in table.uses:
+            place = places.get(node)
+            if place is None or not _are_other_rows(table, node, twins):
+                continue
+            swap = found.setdefault(table.name, Swap(table.name))
+            swap.tables.append(place)
+            ids = node.inputs[1]
+            assert ids is not None
+            swap.rows.append((node.outputs[0].name or "", ids.name or ""))
+    return list(found.values())
+
+
+def _are_other_rows(table: Weight, node: ir.Node, twins: Twins) -> bool:
+    """True if the result computes the rows that a Gather takes from something else."""
+    maker = twins.by_output.get(node.outputs[0].name)
+    if maker is None:
+        return False
+    if maker.op_type != "Gather":
+        return True
+    source = maker.inputs[0]
+    return source is None or source.const_value is not table.tensor
 
 
 def swapped(whole: ir.Model, twins: Twins, swap: Swap) -> Variant:
-    """The float model with the layers of one weight in their new form.
+    """The float model with one weight in its new form.
 
     `whole`: as `comparable` gives it; it stays as it is, and its tensors are shared.
     """
@@ -65,16 +88,22 @@ def swapped(whole: ir.Model, twins: Twins, swap: Swap) -> Variant:
     builder = Builder(copy)
     nodes = list(copy.graph)
     changed = []
-    for place in swap.places:
+    for place in swap.layers:
         node = nodes[place]
-        _swap(builder, twins, node)
+        _swap_layer(builder, twins, node)
         changed += [output.name or "" for output in node.outputs]
+    if swap.tables:
+        values = _values_of(copy)
+        for place in swap.tables:
+            node = nodes[place]
+            _swap_rows(builder, twins, node, values)
+            changed.append(node.outputs[0].name or "")
     # constants of the new form were appended behind what reads them
     copy.graph.sort()
     return Variant(copy, changed)
 
 
-def _swap(builder: Builder, twins: Twins, node: ir.Node) -> None:
+def _swap_layer(builder: Builder, twins: Twins, node: ir.Node) -> None:
     """Give one layer the weights, the bias and the input that the result has."""
     new_weights, new_input = twins.changes(node)
     replaced = {index: make(builder) for index, make in new_weights.items()}
@@ -88,3 +117,27 @@ def _swap(builder: Builder, twins: Twins, node: ir.Node) -> None:
         replaced[0] = new_input(builder, source)
     for index, value in replaced.items():
         node.replace_input_with(index, value)
+
+
+def _swap_rows(
+    builder: Builder, twins: Twins, node: ir.Node, values: Mapping[str, ir.Value]
+) -> None:
+    """Let what reads the rows of a table read them as the result computes them."""
+    rows = node.outputs[0]
+    maker = twins.by_output[rows.name]
+    made = next(value for value in maker.outputs if value.name == rows.name)
+    # the indices are those of the float model; all else is constant
+    ids = node.inputs[1]
+    assert ids is not None
+    new = builder.rebuilt(made, {ids.name or "": values[ids.name or ""]})
+    rows.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _values_of(model: ir.Model) -> dict[str, ir.Value]:
+    """Values of the main graph by name."""
+    values = {value.name or "": value for value in model.graph.inputs}
+    values.update(model.graph.initializers)
+    for node in model.graph:
+        for value in node.outputs:
+            values[value.name or ""] = value
+    return values

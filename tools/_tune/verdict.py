@@ -12,7 +12,7 @@ from .._run.driver import optimize_model
 from .._run.result import RunResult
 from .._run.settings import RunSettings
 from ..functions import verify
-from .front import cost_of, keeps_accuracy, keeps_cost
+from .front import cost_of
 from .goal import Goal
 from .search import Searched
 from .trial import UNSEEN, RecipeTrial, Task, trial_of
@@ -36,20 +36,24 @@ class JudgedRecipe:
 
 
 def verdict(
-    settings: RunSettings, goal: Goal, task: Task, found: Searched
+    settings: RunSettings,
+    goal: Goal,
+    task: Task,
+    found: Searched,
+    recovered: str | None = None,
 ) -> JudgedRecipe:
     """Judge the best recipes until one keeps the goal; nothing is written.
 
-    `settings`: those of the result. Errors: CheckError where none keeps it: the nearest is named.
+    `settings`: those of the result. `recovered`: a recipe that trains, and comes first; no trial
+    was made of it. Errors: CheckError where none keeps it: the nearest is named.
     """
-    fitting = [
-        trial
-        for trial in found.trials
-        if keeps_accuracy(trial, goal, found.slack) and keeps_cost(trial, goal)
-    ]
+    fitting = found.fitting(goal)
     fitting.sort(key=lambda trial: cost_of(trial, goal))
     missed: list[tuple[RecipeTrial, str]] = []
-    for trial in fitting[:MOST]:
+    candidates = fitting[:MOST]
+    if recovered is not None:
+        candidates.insert(0, RecipeTrial(recovered))
+    for trial in candidates:
         final = dataclasses.replace(
             task.settings(trial.recipe, UNSEEN),
             layers=settings.layers,

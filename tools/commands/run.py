@@ -68,6 +68,11 @@ from ..shown import show_account, show_losses, show_result
 @MAX_BYTES
 @MAX_LATENCY
 @click.option(
+    "--repair",
+    is_flag=True,
+    help="Where --passes miss --max-drop or --min-sqnr: leave as few layers as needed as they are.",
+)
+@click.option(
     "--floor",
     metavar="TEXT",
     help="Least that a lossy result keeps, unless --force: 3 (dB), 50% (of rows whose largest "
@@ -140,10 +145,11 @@ def command(
             pool().prestart()
         from ..optimize import DEFAULT_PASSES, default_output, optimize
 
+    repair = options.pop("repair")
     costs = {key: options.pop(key) for key in ("max_bytes", "max_latency_ms")}
     flags = {"no_bench": no_bench, "no_cache": no_cache, "no_pack": no_pack}
     given = {**options, **costs, **flags}
-    search = ShortSearch(model, passes, given, as_json, verbosity)
+    search = ShortSearch(model, passes, given, as_json, verbosity, repair)
     target = out or default_output(model)
     if search.is_asked:
         search.run(target)

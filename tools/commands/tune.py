@@ -51,6 +51,20 @@ from ..shown import show_result, show_search, tell_trial
     "the loss.",
 )
 @click.option(
+    "--aim",
+    type=click.Choice(["size", "speed", "accuracy"]),
+    help="Without a budget in mind: try a handful of pipelines that suit the target, and take the "
+    "best that loses little.",
+)
+@click.option(
+    "--recover",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="MINUTES",
+    help="Train a recipe that loses more than the budget allows for so long at the end; needs "
+    "PyTorch.",
+)
+@click.option(
     "--time-budget",
     "minutes",
     type=click.FloatRange(min=0),
@@ -78,13 +92,19 @@ from ..shown import show_result, show_search, tell_trial
     help="Where to write. Default: MODEL's stem + .opt.onnx.",
 )
 @click.option(
+    "--recipe",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the recipe here for --passes @FILE: as TOML if it ends in .toml, else as text.",
+)
+@click.option(
     "--resume",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
     help="Keep what is found out here, and go on from what an interrupted search left.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="RecipeSearch and show the figures; write nothing."
+    "--dry-run", is_flag=True, help="Search and show the figures; write nothing."
 )
 @REPORT
 @TARGET
