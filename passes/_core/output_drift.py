@@ -61,7 +61,7 @@ def output_drifts(
     NaN where there is none. All variants are joined in one graph, which is run once; what a
     variant's changes do not influence is computed once for all.
     """
-    outputs = _float_outputs(model)
+    outputs = float_outputs(model)
     if not outputs:
         return [float("nan")] * len(variants)
     named = {f"{number}/": variant for number, variant in enumerate(variants)}
@@ -89,7 +89,7 @@ def drift_between(
     The mean over float outputs; NaN where there is none. Nothing but inputs and outputs need be
     common to both.
     """
-    outputs = _float_outputs(model)
+    outputs = float_outputs(model)
     if not outputs:
         return float("nan")
     prefix = "other/"
@@ -147,7 +147,7 @@ def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:
     return values
 
 
-def _float_outputs(model: ir.Model) -> list[str]:
+def float_outputs(model: ir.Model) -> list[str]:
     """Names of the model's float outputs that a node makes."""
     floats = [value for value in model.graph.outputs if value.dtype in FLOATS]
     made = [value for value in floats if value.producer() is not None]
