@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ class _Estimator:
 
         # callers may have gradients switched off
         with torch.enable_grad():
-            values = self.whole.run(feeds)
+            values = _run(self.whole, feeds)
         found = OutputErrors.none(self.outputs, self.changes)
         for index, name in enumerate(self.outputs):
             power = _finite(values[name].detach()).square().mean()
@@ -120,28 +120,20 @@ class _Estimator:
         first = int(random.integers(max(len(self.outputs), 1)))
         held = sum(values[name].numel() * 4 for name in self.made)
         draws = max(min(self.draws, MEMORY // max(held, 1)), 1)
-        looked_at: list[int] = []
-        gradients: list[dict[str, Tensor]] = []
+        projections: list[_Projection] = []
         for draw in range(draws if self.outputs else 0):
             index = (first + draw) % len(self.outputs)
-            output = values[self.outputs[index]]
-            if output.requires_grad:
-                looked_at.append(index)
-                gradients.append(self._gradients(values, output, random))
-            # nothing that is trained reaches it
             found.draws[index] += 1
-        squares = self._squares(values, gradients)
-        for row, index in enumerate(looked_at):
-            size = max(values[self.outputs[index]].numel(), 1)
-            found.squares[index] += squares[row] / size
-        return OutputErrors(
-            found.outputs,
-            found.changes,
-            found.squares,
-            found.draws,
-            found.powers,
-            runs=1,
-        )
+            output = values[self.outputs[index]]
+            # nothing that is trained reaches others
+            if output.requires_grad:
+                gradients = self._gradients(values, output, random)
+                projections.append(_Projection(index, output.numel(), gradients))
+        if projections:
+            moved = self._moved(values, projections)
+            for projection, row in zip(projections, np.square(moved), strict=True):
+                found.squares[projection.output] += row / projection.elements
+        return replace(found, runs=1)
 
     def _gradients(
         self,
@@ -167,34 +159,70 @@ class _Estimator:
         pairs = zip(reached, found, strict=True)
         return {name: gradient for name, gradient in pairs if gradient is not None}
 
-    def _squares(
-        self,
-        values: Mapping[str, Tensor],
-        gradients: Sequence[Mapping[str, Tensor]],
+    def _moved(
+        self, values: Mapping[str, Tensor], projections: Sequence[_Projection]
     ) -> NDArray[np.float64]:
-        """Squares of how far each projection moves, (draws, changes)."""
+        """How far each change moves each projection, (projections, changes)."""
         import torch
 
-        places = {change: index for index, change in enumerate(self.changes)}
-        moved = np.zeros((len(gradients), len(self.changes)))
+        columns = {change: index for index, change in enumerate(self.changes)}
+        moved = np.zeros((len(projections), len(self.changes)))
         with torch.no_grad():
+            stacked = {
+                name: _stacked(name, projections, values[name]) for name in self.made
+            }
             for change, layer in zip(self.changed, self.layers, strict=True):
                 read = {name: values[name] for name in layer.provenance.inputs}
-                for name, changed in layer.run(read).items():
+                for name, changed in _run(layer, read).items():
                     error = (changed - values[name]).reshape(-1)
-                    for row, by_name in enumerate(gradients):
-                        gradient = by_name.get(name)
-                        if gradient is not None:
-                            product = gradient.reshape(-1) @ error
-                            moved[row, places[change]] += float(product)
-        return np.square(moved)
+                    products = stacked[name] @ error
+                    moved[:, columns[change]] += products.cpu().double().numpy()
+        return moved
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """One draw: the output's index, its number of elements, and gradients by value."""
+
+    output: int
+    elements: int
+    gradients: dict[str, Tensor]
+
+
+def _stacked(name: str, projections: Sequence[_Projection], like: Tensor) -> Tensor:
+    """Gradients of all projections by one value, (projections, elements); 0 where none came."""
+    import torch
+
+    rows = []
+    for projection in projections:
+        # each is held once
+        gradient = projection.gradients.pop(name, None)
+        if gradient is None:
+            gradient = torch.zeros_like(like)
+        rows.append(gradient.reshape(-1))
+    return torch.stack(rows)
 
 
 def _frozen(layer: ir.Model) -> TrainableModule:
+    """A layer as a module without anything to train."""
     return to_torch(layer, train=False, qat="off")
 
 
+def _run(module: TrainableModule, feeds: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Outputs and taps by name. Errors: RefusedError for what torch cannot compute."""
+    try:
+        return module.run(feeds)
+    except RuntimeError as error:
+        first_line = str(error).partition("\n")[0]
+        raise RefusedError(
+            f"graph '{module.model.graph.name}'",
+            f"torch cannot run it: {first_line}",
+            "measure instead: --sensitivity measured",
+        ) from error
+
+
 def _finite(tensor: Tensor) -> Tensor:
+    """Elements in double precision, 0 for those that are not finite."""
     return tensor.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -202,8 +230,10 @@ def _digest(feeds: Mapping[str, Array]) -> int:
     """Return a number that depends on the values of feeds."""
     digest = 0
     for name in sorted(feeds):
-        array = np.ascontiguousarray(feeds[name])
+        array = np.asarray(feeds[name])
         # of texts the words: their bytes are addresses
-        content = repr(array.tolist()).encode() if array.dtype == object else array
+        content = array.tobytes()
+        if array.dtype == object:
+            content = repr(array.tolist()).encode()
         digest = zlib.crc32(content, digest)
     return digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,16 @@ from ._tune.lab import Lab, open_lab
 from ._tune.menu import menu_of
 from ._tune.precision import warnings_of_precision
 from ._tune.remembered import (
+    KeptErrors,
     RememberingEngine,
     cache_in,
     key_of,
+    key_of_errors,
     remember_menu,
     remembered_menu,
 )
 from ._tune.search import RecipeSearch, Searched
+from ._tune.sensitivity import Keep, Method, check_method, not_kept
 from ._tune.trial import RecipeTrial, Task
 from ._tune.verdict import verdict
 from .model_forms import as_file
@@ -73,6 +76,7 @@ def tune(
     objective: str | None = None,
     target: str = "cpu",
     minutes: float = MINUTES,
+    sensitivity: Method = "auto",
     seed: int = 0,
     threads: int = 0,
     jobs: int = 0,
@@ -89,9 +93,11 @@ def tune(
     `data`: to calibrate on. `eval_data`, `metric`: labelled data (by default `data`), half of which
     the search sees; the verdict is of the other half. Without a metric `max_drop` is the share of
     rows whose class changes. `min_sqnr` (dB), `max_bytes`, `max_latency_ms`: other budgets.
-    `objective`: size, latency or macs. `minutes`: after which no further round begins. `jobs`:
-    trials at a time (0: chosen); `ray`: address of a cluster, or local. `resume`: a folder that
-    keeps what is found out. `report`: a page to write. `tell`: is told of each trial.
+    `objective`: size, latency or macs. `sensitivity`: whether losses of weights are measured or
+    estimated from gradients; auto estimates where measuring takes too long. `minutes`: after which
+    no further round begins. `jobs`: trials at a time (0: chosen); `ray`: address of a cluster, or
+    local. `resume`: a folder that keeps what is found out. `report`: a page to write. `tell`: is
+    told of each trial.
 
     Errors: UsageError for goals that nothing can keep, RefusedError (model, data), CheckError
     where no recipe keeps the budget: the nearest one is named.
@@ -101,6 +107,7 @@ def tune(
         raise UsageError(
             "--eval-data", "nothing says what to measure on it", "give --metric"
         )
+    check_method(sensitivity)
     # without a metric it is a share of rows, too
     check_drop(max_drop, METRIC if metric is None else metric)
     page = None if report is None else Path(report)
@@ -136,6 +143,7 @@ def tune(
             None if resume is None else Path(resume),
             tell or (lambda trial: None),
             started,
+            sensitivity,
         )
     if page is not None:
         result.report(page)
@@ -150,6 +158,7 @@ def _tuned(
     folder: Path | None,
     tell: Callable[[RecipeTrial], None],
     started: float,
+    sensitivity: Method,
 ) -> TuneResult:
     jobs, ray = engines
     assert isinstance(settings.model, Path)
@@ -159,7 +168,10 @@ def _tuned(
         task = _task_of(settings, goal, lab)
         warnings += warnings_of_precision(task, goal)
         key = key_of(lab.original.sha256 or "", task)
-        family = _family(goal, lab, cache, key)
+        keep = not_kept
+        if cache is not None:
+            keep = KeptErrors(cache, key_of_errors(lab.original.sha256 or "", task))
+        family, how = _family(goal, lab, cache, key, sensitivity, keep)
         warnings += lab.run.reporter.warnings
         model_bytes = lab.original.figures.bytes or 0
     # trials beside each other would share the cores that they are timed on
@@ -194,6 +206,8 @@ def _tuned(
     tuned = TuneResult(**vars(result))
     seconds = time.monotonic() - started
     tuned.search = search_facts(goal, task, found, judged, seconds)
+    if how is not None:
+        tuned.search["sensitivity"] = dict(how)
     if settings.out is not None and not settings.dry_run:
         # only now: a file of that name stays as it is where no recipe keeps the budget
         tuned.files = tuned.save(settings.out)
@@ -201,22 +215,33 @@ def _tuned(
     return tuned
 
 
-def _family(goal: Goal, lab: Lab, cache: Cache | None, key: str) -> RecipeFamily:
-    """Recipes that make the objective small. Errors: RefusedError where there is no choice."""
+def _family(
+    goal: Goal,
+    lab: Lab,
+    cache: Cache | None,
+    key: str,
+    sensitivity: Method,
+    keep: Keep,
+) -> tuple[RecipeFamily, Mapping[str, Any] | None]:
+    """Recipes that make the objective small, and how losses of weights were found, if they were.
+
+    Errors: RefusedError where there is no choice.
+    """
     if goal.objective in ("latency", "macs"):
-        return ChannelRecipes()
-    menu = None if cache is None else remembered_menu(cache, key)
-    if menu is None:
-        menu = menu_of(lab)
+        return ChannelRecipes(), None
+    menu_key = f"{key}-{sensitivity}"
+    found = None if cache is None else remembered_menu(cache, menu_key)
+    if found is None:
+        found = menu_of(lab, sensitivity, keep)
         if cache is not None:
-            remember_menu(cache, key, menu)
-    if not menu:
+            remember_menu(cache, menu_key, found)
+    if not found.menu:
         raise RefusedError(
             str(lab.run.settings.model),
             "no weight of it has a choice of forms: there is nothing to search",
             "onnx-opt inspect shows why",
         )
-    return MenuRecipes(menu)
+    return MenuRecipes(found.menu), found.sensitivity
 
 
 def _for_lab(settings: RunSettings) -> RunSettings:

@@ -1,4 +1,4 @@
-"""What changes of layers cost at a model's outputs, as sums over data that add up over its parts."""
+"""What changes of layers cost at a model's outputs: sums over data, which add up over its parts."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ... import UsageError
 from ...passes._core.chains import made_of_constants
 from ...passes._core.joined import submodel
 from ...passes._core.output_drift import in_batches
@@ -22,6 +23,7 @@ from ...runtime.batching import RowLimit, micro_batches
 from .._run.figures import input_infos
 from .._run.loss_probes import Twins
 from .lab import Lab, Made
+from .measure import float_bytes, samples_within
 from .swaps import comparable, swapped, swaps
 
 if TYPE_CHECKING:
@@ -50,9 +52,22 @@ def errors_of_forms(lab: Lab, forms: Mapping[str, Made], samples: int) -> Output
     return total
 
 
+def estimate_samples(forms: Mapping[str, Made]) -> int:
+    """Samples for an estimate: each takes runs of the model, of its gradients and of all forms."""
+    from ...frontends.output_errors import DRAWS
+
+    largest = max(sum(float_bytes(made.reference).values()) for made in forms.values())
+    return samples_within(1 + DRAWS + len(forms), largest)
+
+
 def _runs(lab: Lab, samples: int) -> Iterator[Mapping[str, NDArray[Any]]]:
     """Feeds of one sample each; whole batches of a model that fixes their size."""
-    assert lab.context.feeds is not None
+    if lab.context.feeds is None:
+        raise UsageError(
+            "calibration",
+            "no calibration data",
+            "pass --data (command line) or data= (Python)",
+        )
     parts = micro_batches(
         lab.context.feeds,
         input_infos(lab.model),

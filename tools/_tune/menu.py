@@ -1,8 +1,8 @@
 """The menu of a search: what each form of each weight loses at the outputs, and its bytes.
 
 Every form is made of the whole model once, by the passes themselves; then one layer at a time takes
-its new weights and its new input in the float model, and the outputs of all these models are
-compared with the float model's in one run. Zeros are measured as `prune` does.
+its new weights and its new input in the float model, and what that loses at the outputs is measured
+or estimated. Zeros are measured as `prune` does.
 """
 
 from __future__ import annotations
@@ -10,34 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
-from ...passes._core.output_drift import in_batches, output_drifts
 from ...passes._core.pipeline import parse
 from ...passes._core.stored import stored_constants
-from ...passes._core.weights import weights_of
 from ...passes.prune import LossBySparsity, losses_by_sparsity
 from .._run.loss_probes import Twins
 from .choices import FLOAT, FormChoice, Menu, without_dominated
-from .lab import Lab
+from .lab import Lab, Made
+from .measure import float_bytes
 from .recipe import DEFAULT_FORM
-from .swaps import Swap, comparable, swapped, swaps
-
-SAMPLES = 256
-"""Samples on which losses are measured, at most. Chosen by hand."""
-
-MOST_RUNS = 8192
-"""Samples times weights at most: models of many weights take fewer samples. Chosen by hand."""
-
-MOST_BYTES = 150e9
-"""Bytes of weights that all these runs read, at most: larger models take fewer samples.
-
-Chosen by hand: 160 samples of EfficientNet-Lite0, 46 of MiniLM.
-"""
-
-NODE_BYTES = 2048
-"""Memory of a node in a variant. Chosen by hand; not measured."""
+from .sensitivity import Keep, Method, not_kept, sensitivities
+from .swaps import Swap, comparable, swaps
 
 FLOAT_BYTES = 4
 
@@ -91,6 +77,9 @@ INTEGER_FORMS = (
 )
 """Forms that integer kernels of a CPU run, from the most bits to the fewest."""
 
+MADE_FORMS = tuple(kind for kind in INTEGER_FORMS if kind.like is None)
+"""Those that are made of a model to be looked at."""
+
 
 @dataclass(frozen=True)
 class FormFigures:
@@ -100,23 +89,42 @@ class FormFigures:
     bytes: Mapping[str, float]
 
 
-def menu_of(lab: Lab) -> Menu:
-    """Choices of every weight that has integer forms."""
-    figures: dict[str, FormFigures] = {}
-    made = [kind for kind in INTEGER_FORMS if kind.like is None]
-    with lab.run.reporter("what bits cost, layer by layer", len(made)) as advance:
-        for kind in made:
-            figures[kind.form] = figures_of(lab, kind.text)
+@dataclass(frozen=True)
+class FoundMenu:
+    """Choices of weights, and how their losses were found, as `Sensitivities` tells it."""
+
+    menu: Menu
+    sensitivity: Mapping[str, Any]
+
+
+def menu_of(lab: Lab, method: Method = "auto", keep: Keep = not_kept) -> FoundMenu:
+    """Choices of every weight that has integer forms.
+
+    `method`, `keep`: as `sensitivities` takes them.
+    """
+    forms: dict[str, Made] = {}
+    with lab.run.reporter("make the forms of layers", len(MADE_FORMS)) as advance:
+        for kind in MADE_FORMS:
+            forms[kind.form] = lab.made(kind.text)
             advance(1)
+    found = sensitivities(lab, forms, method, keep)
+    figures: dict[str, FormFigures] = {}
+    for form, made in forms.items():
+        losses = {
+            weight: loss
+            for (weight, other), loss in found.losses.items()
+            if other == form
+        }
+        figures[form] = FormFigures(losses, _bytes_in_file(lab, made))
     curves = losses_by_sparsity(lab.model, lab.context)
     plain = figures[DEFAULT_FORM]
-    floats = _float_bytes(lab.model)
+    floats = float_bytes(lab.model)
     menu = {}
     for name in plain.losses:
         if name in floats and name in plain.bytes:
             curve = curves.get(name)
             menu[name] = _choices(name, floats[name], figures, curve)
-    return menu
+    return FoundMenu(menu, found.as_dict())
 
 
 def _choices(
@@ -143,36 +151,11 @@ def _choices(
     return without_dominated(every)
 
 
-def figures_of(lab: Lab, text: str) -> FormFigures:
-    """Losses and bytes where all layers are of the form that pipeline text gives."""
-    made = lab.made(text)
-    whole = comparable(made.reference, made.result)
-    twins = Twins(made.result)
-    found = swaps(whole, twins)
-    sizes = _float_bytes(whole)
-    samples = _samples(len(found), sum(sizes.values()))
-    nodes = len(whole.graph)
-
-    def bytes_of(swap: Swap) -> int:
-        return int(sizes.get(swap.weight, 0)) + nodes * NODE_BYTES
-
-    losses: dict[str, float] = {}
-    for batch in in_batches(found, bytes_of):
-        variants = [swapped(whole, twins, swap) for swap in batch]
-        drifts = output_drifts(whole, variants, lab.context, samples)
-        for swap, drift in zip(batch, drifts, strict=True):
-            losses[swap.weight] = drift
-    packed = made.result
-    parse("pack").passes[0].run(packed, lab.context)
-    return FormFigures(losses, _bytes_by_weight(packed, found))
-
-
-def _samples(weights: int, model_bytes: float) -> int:
-    """Samples on which losses of so many weights of a model are measured."""
-    runs = max(weights, 1)
-    by_runs = MOST_RUNS // runs
-    by_bytes = int(MOST_BYTES / (runs * max(model_bytes, 1.0)))
-    return max(min(SAMPLES, by_runs, by_bytes), 1)
+def _bytes_in_file(lab: Lab, made: Made) -> dict[str, float]:
+    """Bytes of each weight in the file of a result, which is packed for it."""
+    changed = swaps(comparable(made.reference, made.result), Twins(made.result))
+    parse("pack").passes[0].run(made.result, lab.context)
+    return _bytes_by_weight(made.result, changed)
 
 
 def _bytes_by_weight(packed: ir.Model, found: Sequence[Swap]) -> dict[str, float]:
@@ -196,11 +179,6 @@ def _bytes_by_weight(packed: ir.Model, found: Sequence[Swap]) -> dict[str, float
         if total:
             sizes[swap.weight] = total
     return sizes
-
-
-def _float_bytes(model: ir.Model) -> dict[str, float]:
-    found, _ = weights_of(model)
-    return {weight.name: float(weight.tensor.nbytes) for weight in found}
 
 
 def _of_few_bits(
