@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NoReturn
 
@@ -18,14 +17,12 @@ from ._core.ops import WEIGHTED_OPS
 from ._core.options import AUTO, Auto
 from ._core.patterns import left_out, require_matches, weight_names, weighted_names
 from ._core.weights import Weight, weights_of
-from ._reconstruct.evidence import Evidence
 from ._simplify.plain_weights import plain_weights
 from ._sparsity.allocation import share
 from ._sparsity.bearable import prune_as_bearable, prune_in_all
 from ._sparsity.by_name import check_layers, counts_by_name
 from ._sparsity.candidates import Pruner
 from ._sparsity.pools import Criteria
-from ._sparsity.sensitivity import MEASURED, measured_curves
 
 HALF = 0.5
 """Sparsity where an option says which weights go but none says how many."""
@@ -221,27 +218,6 @@ class Prune(Pass):
         if self.size is None:
             return share(self._fraction, elements)
         return _zeros_for(self.size, weights)
-
-
-LossBySparsity = Callable[[float], float]
-"""Share of the outputs' mean square that a weight loses, by its share of zeros (0-1)."""
-
-
-def losses_by_sparsity(model: ir.Model, context: Context) -> dict[str, LossBySparsity]:
-    """Losses of each weight's zeros, by its name, measured on a run's data as `prune` does.
-
-    Half of each weight goes at a time; above 0.7 the losses say little. Errors: NonFiniteError.
-    """
-    evidence = Evidence.of(context)
-    weights, _ = weights_of(model)
-    curves = measured_curves(
-        model.clone(),
-        weights,
-        evidence.fitting,
-        evidence.judging,
-        MEASURED,
-    )
-    return {name: curve.at_share for name, curve in curves.items()}
 
 
 def _zeros_for(fraction: float, weights: list[Weight]) -> int:

@@ -14,6 +14,7 @@ from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline, parse
 from ..passes._core.recipe_files import check_recipe_file, write_recipe
 from ._report.write import check_page
 from ._run.budgets import check_drop
+from ._run.cache import Cache
 from ._run.figures import input_infos, output_infos
 from ._run.settings import ProgressBar, RunSettings
 from ._tune.account import search_facts
@@ -22,11 +23,25 @@ from ._tune.aims import AIMS, Aim, bearable
 from ._tune.engines import HereEngine, TrialEngine, engine_of
 from ._tune.goal import Goal, goal_of
 from ._tune.lab import Lab, open_lab
-from ._tune.plans import SearchPlan, plan_for, plan_of_aim, plan_to_repair
+from ._tune.plans import (
+    Findings,
+    SearchPlan,
+    plan_for,
+    plan_of_aim,
+    plan_to_repair,
+)
 from ._tune.precision import warnings_of_precision
 from ._tune.recovery import recovered_recipe, require_training
-from ._tune.remembered import RememberingEngine, cache_in, key_of
+from ._tune.remembered import (
+    KeptErrors,
+    KeptMenus,
+    RememberingEngine,
+    cache_in,
+    key_of,
+    key_of_errors,
+)
 from ._tune.search import RecipeSearch, Searched
+from ._tune.sensitivity import Method, check_method, not_kept
 from ._tune.trial import RecipeTrial, Task
 from ._tune.verdict import JudgedRecipe, verdict
 from .model_forms import as_file
@@ -50,12 +65,17 @@ class Asked:
     aim: Aim | None
     pipeline: Pipeline | None
     recover: float
+    sensitivity: Method
     started: float
     deadline: float
     jobs: int
     ray: str | None
     folder: Path | None
     tell: Callable[[RecipeTrial], None]
+
+
+MENUS_SHARE = 0.4
+"""Share of the time within which menus are made; the rest is for trials. Chosen by hand."""
 
 
 class TuneResult(Result):
@@ -86,6 +106,7 @@ def tune(
     recover: float = 0.0,
     target: str = "cpu",
     minutes: float = MINUTES,
+    sensitivity: Method = "auto",
     seed: int = 0,
     threads: int = 0,
     jobs: int = 0,
@@ -105,10 +126,11 @@ def tune(
     rows whose class changes. `min_sqnr` (dB), `max_bytes`, `max_latency_ms`: other budgets.
     `objective`: size, latency or macs. `aim`: size, speed or accuracy: a handful of pipelines is
     tried; a budget may be left out. `repair`: a pipeline, of which as few layers as the budget asks
-    for are put back. `recover`: minutes of a closing `finetune`. `minutes`: after which no further
-    round begins. `jobs`: trials at a time (0: chosen); `ray`: address of a cluster, or local.
-    `resume`: a folder that keeps what is found out. `recipe`: a file for the recipe, as TOML or
-    text. `report`: a page to write. `tell`: is told of each trial.
+    for are put back. `recover`: minutes of a closing `finetune`. `sensitivity`: whether losses of
+    weights are measured or estimated from gradients; auto estimates where measuring takes too long.
+    `minutes`: after which no further round begins. `jobs`: trials at a time (0: chosen); `ray`:
+    address of a cluster, or local. `resume`: a folder that keeps what is found out. `recipe`: a
+    file for the recipe, as TOML or text. `report`: a page to write. `tell`: is told of each trial.
 
     Errors: UsageError for goals that nothing can keep, RefusedError (model, data), CheckError
     where no recipe keeps the budget: the nearest one is named.
@@ -124,6 +146,7 @@ def tune(
         raise UsageError(
             "--eval-data", "nothing says what to measure on it", "give --metric"
         )
+    check_method(sensitivity)
     # without a metric it is a share of rows, too
     check_drop(max_drop, METRIC if metric is None else metric)
     if recover:
@@ -140,6 +163,7 @@ def tune(
         aim=aim,
         pipeline=None if repair is None else as_pipeline(repair),
         recover=recover,
+        sensitivity=sensitivity,
         started=started,
         deadline=started + 60 * minutes,
         jobs=jobs,
@@ -198,13 +222,15 @@ def _tuned(settings: RunSettings, asked: Asked) -> TuneResult:
         goal, task = _goal_and_task(settings, asked, lab)
         warnings += warnings_of_precision(task, goal)
         key = key_of(lab.original.sha256 or "", task)
+        errors_key = key_of_errors(lab.original.sha256 or "", task)
+        findings = _findings(asked, cache, errors_key)
         plan: SearchPlan
         if asked.aim is not None:
             plan = plan_of_aim(asked.aim, settings.target)
         elif asked.pipeline is not None:
-            plan = plan_to_repair(asked.pipeline, lab)
+            plan = plan_to_repair(asked.pipeline, lab, findings)
         else:
-            plan = plan_for(goal, lab, cache, key)
+            plan = plan_for(goal, lab, findings)
         warnings += lab.run.reporter.warnings
         model_bytes = lab.original.figures.bytes or 0
     # trials beside each other would share the cores that they are timed on
@@ -237,11 +263,28 @@ def _tuned(settings: RunSettings, asked: Asked) -> TuneResult:
     tuned = TuneResult(**vars(result))
     seconds = time.monotonic() - asked.started
     tuned.search = search_facts(goal, task, found, judged, seconds)
+    if plan.sensitivity is not None:
+        tuned.search["sensitivity"] = dict(plan.sensitivity)
     if settings.out is not None and not settings.dry_run:
         # only now: a file of that name stays as it is where no recipe keeps the budget
         tuned.files = tuned.save(settings.out)
         tuned.output_path = str(settings.out)
     return tuned
+
+
+def _findings(asked: Asked, cache: Cache | None, key: str) -> Findings:
+    """How losses of weights are found; kept where there is a cache."""
+    menus_end = asked.started + MENUS_SHARE * (asked.deadline - asked.started)
+    if cache is None:
+        return Findings(
+            asked.sensitivity, not_kept, lambda name, make: make(), menus_end
+        )
+    return Findings(
+        asked.sensitivity,
+        KeptErrors(cache, key),
+        KeptMenus(cache, key),
+        menus_end,
+    )
 
 
 def _judged(

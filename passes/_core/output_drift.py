@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,11 +16,15 @@ from .edit import Edit
 from .graph import holds_graphs
 from .joined import WHOLE, data_inputs, join_models, submodel
 from .ops import FLOATS
+from .output_errors import Change, OutputErrors
 
 MEMORY = 1 << 30
 """Bytes of Gram matrices, and of weights of variants, that are held at once. Chosen by hand, not
 measured.
 """
+
+_COUNT = "runs"
+"""Key of the request that counts runs: those of models begin with a prefix that has a slash."""
 
 Item = TypeVar("Item")
 
@@ -61,24 +66,49 @@ def output_drifts(
     NaN where there is none. All variants are joined in one graph, which is run once; what a
     variant's changes do not influence is computed once for all.
     """
-    outputs = _float_outputs(model)
+    outputs = float_outputs(model)
     if not outputs:
         return [float("nan")] * len(variants)
-    named = {f"{number}/": variant for number, variant in enumerate(variants)}
-    models = {prefix: variant.model for prefix, variant in named.items()}
-    family = join_models({WHOLE: model, **models})
-    _share_tensors(family)
-    values = _values_by_name(family)
-    for prefix, variant in named.items():
-        _share_unchanged(prefix, variant.changed, model, values)
+    family, values, prefixes = _joined_variants(model, variants)
     return _measured_shares(
         family,
         values,
         outputs,
-        list(named),
+        prefixes,
         context,
         samples,
     )
+
+
+def output_errors(
+    model: ir.Model,
+    variants: Mapping[Change, Variant],
+    context: Context,
+    samples: int,
+) -> OutputErrors:
+    """Sums over runs of what variants lose at the float outputs, by the change that each makes.
+
+    All are measured at once, as `output_drifts` does.
+    """
+    outputs = float_outputs(model)
+    errors = OutputErrors.none(outputs, list(variants))
+    if not outputs:
+        return errors
+    family, values, prefixes = _joined_variants(model, list(variants.values()))
+    squares = _square_requests(family, values, outputs, prefixes)
+    count = dataclasses.replace(squares[WHOLE + outputs[0]], kind="extremes")
+    requests = {**squares, _COUNT: count}
+    found = _collected(family, requests, context, samples)
+    runs = int(found[_COUNT][:, 0].sum())
+    errors.draws[:] = runs
+    for row, name in enumerate(outputs):
+        errors.powers[row] = runs * found[WHOLE + name][0]
+        for column, prefix in enumerate(prefixes):
+            lost = found.get(prefix + name)
+            # an output that became a constant was not looked at
+            mean = np.nan if lost is None else lost[0]
+            errors.squares[row, column] = runs * mean
+    return dataclasses.replace(errors, runs=runs)
 
 
 def drift_between(
@@ -89,7 +119,7 @@ def drift_between(
     The mean over float outputs; NaN where there is none. Nothing but inputs and outputs need be
     common to both.
     """
-    outputs = _float_outputs(model)
+    outputs = float_outputs(model)
     if not outputs:
         return float("nan")
     prefix = "other/"
@@ -122,10 +152,34 @@ def _measured_shares(
         outputs,
         prefixes,
     )
-    tensors = [request.tensor for request in squares.values()]
-    measured = submodel(family, data_inputs(family), tensors)
-    found = context.collect(measured, squares, samples)
+    found = _collected(family, squares, context, samples)
     return [_mean_share(found, prefix, outputs) for prefix in prefixes]
+
+
+def _collected(
+    family: ir.Model,
+    requests: Mapping[str, MomentRequest],
+    context: Context,
+    samples: int,
+) -> dict[str, NDArray[np.float64]]:
+    """Moments of a joint graph, of which only what makes these is run."""
+    tensors = [request.tensor for request in requests.values()]
+    measured = submodel(family, data_inputs(family), tensors)
+    return context.collect(measured, requests, samples)
+
+
+def _joined_variants(
+    model: ir.Model, variants: Sequence[Variant]
+) -> tuple[ir.Model, dict[str, ir.Value], list[str]]:
+    """Variants beside the whole model: the graph, its values, and the prefix of each variant."""
+    named = {f"{number}/": variant for number, variant in enumerate(variants)}
+    models = {prefix: variant.model for prefix, variant in named.items()}
+    family = join_models({WHOLE: model, **models})
+    _share_tensors(family)
+    values = _values_by_name(family)
+    for prefix, variant in named.items():
+        _share_unchanged(prefix, variant.changed, model, values)
+    return family, values, list(named)
 
 
 def _share_tensors(family: ir.Model) -> None:
@@ -147,7 +201,7 @@ def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:
     return values
 
 
-def _float_outputs(model: ir.Model) -> list[str]:
+def float_outputs(model: ir.Model) -> list[str]:
     """Names of the model's float outputs that a node makes."""
     floats = [value for value in model.graph.outputs if value.dtype in FLOATS]
     made = [value for value in floats if value.producer() is not None]

@@ -26,6 +26,7 @@ from onnx_opt.tools._tune.engines import HereEngine, ProcessEngine
 from onnx_opt.tools._tune.families import MenuRecipes
 from onnx_opt.tools._tune.front import front_of, keeps_accuracy
 from onnx_opt.tools._tune.goal import Goal, goal_of
+from onnx_opt.tools._tune.menu import FoundMenu
 from onnx_opt.tools._tune.plans import SearchPlan
 from onnx_opt.tools._tune.recipe import recipe_of
 from onnx_opt.tools._tune.remembered import key_of
@@ -49,8 +50,8 @@ classifier (float[batch, 64] x) => (float[batch, 10] y)
 """
 
 
-def choice(form, loss, size, sparsity=0.0):
-    return FormChoice(form, sparsity, loss, size)
+def choice(form, loss, size):
+    return FormChoice(form, loss, size)
 
 
 MENU = {
@@ -98,16 +99,41 @@ def test_a_choice_that_another_beats_is_not_on_the_menu():
 
 def test_a_recipe_is_canonical_text_that_names_layers():
     picks = {
-        "w1": choice("palette:3", 0.1, 4, sparsity=0.5),
-        "odd,[name]": choice("int8:8", 0.0, 8, sparsity=0.25),
+        "w1": choice("palette:3", 0.1, 4),
+        "odd,[name]": choice("palette:4", 0.0, 8),
+        "w2": choice("int8:8", 0.0, 8),
         'a"quote\\': choice("float", 0.0, 8),
     }
-    text = recipe_of(picks)
+    text = recipe_of(picks, before=["prune(sparsity=0.5)"])
     assert str(parse(text)) == text
     _, prune, quant, _ = parse(text).passes
-    assert prune.layers == ("w1=0.5", "odd,[[]name]=0.25")
-    assert quant.layers == ("w1=palette:3", 'a"quote\\=float')
+    assert prune.sparsity == 0.5
+    expected = ("w1=palette:3", "odd,[[]name]=palette:4", 'a"quote\\=float')
+    assert quant.layers == expected
     assert not quant.measure
+
+
+def test_weights_that_no_choice_names_have_8_bits():
+    assert [each.name for each in parse(recipe_of({})).passes] == [
+        "simplify",
+        "quant",
+        "strip",
+    ]
+
+
+def test_what_pruning_loses_is_taken_from_what_bits_may_lose():
+    pruned = {
+        name: [choice(each.form, each.loss, each.bytes / 2) for each in choices]
+        for name, choices in MENU.items()
+    }
+    menus = [FoundMenu("", 0.0, MENU, {}), FoundMenu("prune", 0.15, pruned, {})]
+    family = MenuRecipes(menus)
+    # 0.1 bears no pruning
+    assert "prune" not in family.recipe(10.0)
+    # 0.2 bears it with 8 bits everywhere, or palettes of two weights without it
+    assert family.recipe(-10 * math.log10(0.2)) == recipe_of(
+        {name: choices[0] for name, choices in MENU.items()}, before=["prune"]
+    )
 
 
 def trial(size, drop, recipe="", error=0.0, **figures):
@@ -187,7 +213,7 @@ def test_the_search_ends_at_the_limit(goal, expected, monkeypatch):
     monkeypatch.setattr(search_module, "MOST_ROUNDS", 4)
     found = Searched()
     engine = MadeUp()
-    family = MenuRecipes(MENU)
+    family = MenuRecipes([FoundMenu("", 0.0, MENU, {})])
     RecipeSearch(goal, SearchPlan(family), None, engine, deadline=math.inf).run(found)
     forms = {name: MENU[name][name in expected] for name in MENU}
     assert trial(total_bytes(forms), total_loss(forms)).bytes in {
@@ -202,7 +228,7 @@ def test_a_search_without_time_has_tried_something(monkeypatch):
     monkeypatch.setattr(search_module, "MOST_ROUNDS", 4)
     found = Searched()
     goal = Goal("size", max_drop=0.25)
-    family = MenuRecipes(MENU)
+    family = MenuRecipes([FoundMenu("", 0.0, MENU, {})])
     templates = ("simplify, quant(layers=[a=palette:4]), strip",)
     search = RecipeSearch(
         goal, SearchPlan(family, templates), None, MadeUp(), -math.inf

@@ -19,7 +19,7 @@ from onnx_opt.tools._tune.choices import FLOAT, FormChoice
 from onnx_opt.tools._tune.families import RepairRecipes
 from onnx_opt.tools._tune.goal import Goal
 from onnx_opt.tools._tune.lab import open_lab
-from onnx_opt.tools._tune.menu import AS_GIVEN, MILDER, figures_of, menu_of
+from onnx_opt.tools._tune.menu import AS_GIVEN, MILDER, menu_of
 from onnx_opt.tools._tune.recovery import RECOVERED_DB, recovered_recipe
 from onnx_opt.tools._tune.search import Searched
 from onnx_opt.tools._tune.swaps import comparable, swapped, swaps
@@ -105,22 +105,47 @@ def test_a_table_is_swapped_as_the_result_reads_it(words):
 def test_tables_are_on_the_menu(words):
     path, data = words
     with lab_of(path, data) as lab:
-        figures = figures_of(lab, "quant(measure=false)")
-        menu = menu_of(lab)
+        menu = menu_of(lab).menu
+    choices = {choice.form: choice for choice in menu["table"]}
     # 200 rows of 64 bytes, and a scale for each row
-    assert figures.bytes["table"] == 200 * 64 + 200 * 4
-    assert 0 < figures.losses["table"] < 1e-3
-    forms = {choice.form for choice in menu["table"]}
-    assert {FLOAT, "int8:8", "palette:4"} <= forms
-    assert all(not choice.sparsity for choice in menu["table"])
+    assert choices["int8:8"].bytes == 200 * 64 + 200 * 4
+    assert 0 < choices["int8:8"].loss < choices["palette:4"].loss < 0.1
+    assert choices["palette:4"].bytes < choices["int8:8"].bytes
+    assert FLOAT in choices
+
+
+def test_gradients_tell_what_tables_lose(words):
+    path, data = words
+    with lab_of(path, data) as lab:
+        measured = menu_of(lab, method="measured").menu
+        estimated = menu_of(lab, method="estimated").menu
+    losses = {each.form: each.loss for each in measured["table"]}
+    assert {"int8:8", "palette:3"} <= set(losses)
+    for each in estimated["table"]:
+        assert each.loss == pytest.approx(losses[each.form], rel=0.5)
+
+
+def test_a_menu_behind_pruning_starts_from_what_that_loses(classifier):
+    path, data = classifier
+    with lab_of(path, data) as lab:
+        plain = menu_of(lab)
+        pruned = menu_of(lab, "prune(sparsity=0.5)")
+        nothing = menu_of(lab, "prune(sparsity=0.0)")
+    assert plain.loss == 0
+    assert 0 < pruned.loss < 0.5
+    assert not nothing.menu
+    for name, choices in plain.menu.items():
+        eight = next(each for each in choices if each.form == "int8:8")
+        sparse = [each for each in pruned.menu[name] if each.form == "int8:8"]
+        assert not sparse or sparse[0].bytes <= eight.bytes
 
 
 def repair_menu():
     def of(loss, size):
         return [
-            FormChoice(FLOAT, 0.0, 0.0, 32 * size),
-            FormChoice(MILDER, 0.0, loss / 64, 8 * size),
-            FormChoice(AS_GIVEN, 0.0, loss, 3 * size),
+            FormChoice(FLOAT, 0.0, 32 * size),
+            FormChoice(MILDER, loss / 64, 8 * size),
+            FormChoice(AS_GIVEN, loss, 3 * size),
         ]
 
     return {"a": of(0.04, 10), "b": of(0.01, 100)}

@@ -119,18 +119,24 @@ class Twins:
 
     def changes(self, node: ir.Node) -> Changes:
         """Changes of one layer of the reference."""
+        twin = self.layer(node)
+        if twin is None:
+            return NO_CHANGES
+        if twin.op_type == node.op_type:
+            return _stored_changes(node, twin)
+        if twin.op_type == "MatMulInteger":
+            return _dynamic_changes(node, twin)
+        return NO_CHANGES
+
+    def layer(self, node: ir.Node) -> ir.Node | None:
+        """The result's layer for one of the reference: of the same op, or what stands for it."""
         # most passes keep the node's name; where they fuse or rewrite it, its output keeps one
         maker = self.by_output.get(node.outputs[0].name)
         twin = self.by_name.get(node.name) if node.name else None
         twin = twin or maker
-        if twin is not None and twin.op_type == node.op_type:
-            return _stored_changes(node, twin)
-        product = _product_behind(maker, node.op_type)
-        if product is None:
-            return NO_CHANGES
-        if product.op_type == node.op_type:
-            return _stored_changes(node, product)
-        return _dynamic_changes(node, product)
+        if twin is None or twin.op_type == node.op_type:
+            return twin
+        return _product_behind(maker, node.op_type) or twin
 
     def is_changed(self, node: ir.Node) -> bool:
         """True if a layer of the reference has other weights or another input in the result."""

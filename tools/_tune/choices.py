@@ -23,12 +23,11 @@ GAP = 1e-4
 class FormChoice:
     """One form of a weight.
 
-    `form`: as `quant(layers=…)` takes it, or `float`. `sparsity`: share of zeros. `loss`: share of
-    the outputs' mean square that it costs alone. `bytes`: of it in the file.
+    `form`: as `quant(layers=…)` takes it, or `float`. `loss`: share of the outputs' mean square
+    that it costs alone. `bytes`: of it in the file.
     """
 
     form: str
-    sparsity: float
     loss: float
     bytes: float
 

@@ -10,9 +10,9 @@ from typing import Protocol
 from ...passes._core.contract import Pass
 from ...passes._core.patterns import Part
 from ...passes._core.pipeline import Pipeline, parse
-from .choices import FLOAT, Menu, Picks, cheapest, total_loss
+from .choices import FLOAT, Menu, Picks, cheapest, total_bytes, total_loss
 from .goal import Objective
-from .menu import MILDER
+from .menu import MILDER, FoundMenu
 from .recipe import DEFAULT_FORM, recipe_of
 
 LEAST_LOSS = 1e-6
@@ -51,25 +51,35 @@ class RecipeFamily(Protocol):
 
 @dataclass(frozen=True)
 class MenuRecipes:
-    """For size: of each weight the sparsity and the bits that take fewest bytes in all."""
+    """For size: passes that prune, and of each weight the bits, that take fewest bytes in all.
 
-    menu: Menu
+    `menus`: choices behind nothing, and behind passes that prune.
+    """
+
+    menus: Sequence[FoundMenu]
     harshest_db: float = LEAST_DB
 
     @property
     def gentlest_db(self) -> float:
         picks: Picks = {}
-        for name, choices in self.menu.items():
+        for name, choices in self.menus[0].menu.items():
             plain = [each for each in choices if each.form == DEFAULT_FORM]
-            dense = [each for each in plain if not each.sparsity]
-            picks[name] = dense[0] if dense else choices[0]
+            picks[name] = plain[0] if plain else choices[0]
         loss = max(total_loss(picks), LEAST_LOSS)
         return GENTLER_DB - 10 * math.log10(loss)
 
     def recipe(self, target_db: float) -> str:
-        picks = cheapest(self.menu, 10 ** (-target_db / 10))
-        # the solver found none in time: 8 bits are always allowed
-        return recipe_of({} if picks is None else picks)
+        best: Picks = {}
+        before = ""
+        for found in self.menus:
+            left = 10 ** (-target_db / 10) - found.loss
+            picks = cheapest(found.menu, left) if left > 0 else None
+            if not picks:
+                continue
+            if not best or total_bytes(picks) < total_bytes(best):
+                best, before = picks, found.before
+        # of no picks, since the solver found none in time, it is 8 bits
+        return recipe_of(best, before=[before] if before else [])
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ... import UsageError
 from ...passes._core.pipeline import parse
 from .._run.context import TrainingContext, context_of
 from .._run.evidence import VerificationInputs, gather_inputs
@@ -18,8 +18,8 @@ from .._run.settings import RunSettings
 
 
 @dataclass(frozen=True)
-class LossyStep:
-    """A model before and after a lossy pass.
+class Made:
+    """A model after a lossy pass.
 
     `reference`: the float form that its layers started from; the model before where the pass tells
     of none.
@@ -39,13 +39,13 @@ class Lab:
     context: TrainingContext
     model: ir.Model
 
-    def steps(self, passes: str) -> list[LossyStep]:
-        """Apply pipeline text to a copy of the model; what each lossy pass does.
+    def steps(self, passes: str) -> list[Made]:
+        """Apply pipeline text to a copy of the model; what each lossy pass makes.
 
-        Errors: those of the passes, UsageError without a lossy one.
+        Errors: those of the passes.
         """
         model = self.model.clone()
-        found: list[LossyStep] = []
+        found: list[Made] = []
         for pass_ in parse(passes).passes:
             is_lossy = pass_.effect == "lossy"
             before = model.clone() if is_lossy else model
@@ -53,12 +53,20 @@ class Lab:
             pass_.run(model, self.context)
             if is_lossy:
                 reference = self.context.float_form or before
-                found.append(LossyStep(reference, model.clone()))
-        if not found:
-            raise UsageError(
-                "passes", f"'{passes}' has no lossy pass", "give one: quant"
-            )
+                found.append(Made(reference, model.clone()))
         return found
+
+    def made(self, passes: str) -> Made:
+        """What pipeline text of one lossy pass makes of the model. Errors: those of the pass."""
+        (made,) = self.steps(passes)
+        return made
+
+    def behind(self, passes: str) -> Lab:
+        """The same with the model as pipeline text leaves it. Errors: those of the passes."""
+        model = self.model.clone()
+        for pass_ in parse(passes).passes:
+            pass_.run(model, self.context)
+        return dataclasses.replace(self, model=model)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ... import RefusedError, UsageError
-from ...passes._core.pipeline import Pipeline, parse
-from .._run.cache import Cache
+from ...passes._core.pipeline import Pipeline
 from .aims import Aim, pipelines_of
 from .families import (
     ChannelRecipes,
@@ -17,8 +20,8 @@ from .families import (
 )
 from .goal import Goal
 from .lab import Lab
-from .menu import menu_of, menu_to_repair
-from .remembered import remember_menu, remembered_menu
+from .menu import BEFORE, FoundMenu, menu_of, menu_to_repair
+from .sensitivity import Keep, Method
 
 UNMEASURED = ("strip", "pack")
 """Passes that change no value: losses are measured without them, by the names of layers."""
@@ -30,33 +33,68 @@ class SearchPlan:
 
     `family`: recipes from gentle to harsh; None: templates alone. `templates`: pipelines that are
     tried as they are, from gentle to harsh. `tries_all`: also those behind one that loses too much.
+    `sensitivity`: how losses of weights were found; None where they were not looked for.
     """
 
     family: RecipeFamily | None
     templates: tuple[str, ...] = ()
     tries_all: bool = False
+    sensitivity: Mapping[str, Any] | None = None
 
 
-def plan_for(goal: Goal, lab: Lab, cache: Cache | None, key: str) -> SearchPlan:
-    """The plan that makes the objective small. Errors: RefusedError where there is no choice.
+@dataclass(frozen=True)
+class Findings:
+    """How losses of weights are found, and where findings are kept.
 
-    `cache`, `key`: where findings of this search are kept.
+    `menu`: gives the menu of a name: the one that was kept, else the one that the function makes.
+    `deadline`: seconds of `time.monotonic` after which no further menu is begun.
     """
+
+    method: Method
+    keep: Keep
+    menu: KeepMenu
+    deadline: float
+
+
+KeepMenu = Callable[[str, Callable[[], FoundMenu]], FoundMenu]
+
+
+def plan_for(goal: Goal, lab: Lab, findings: Findings) -> SearchPlan:
+    """The plan that makes the objective small. Errors: RefusedError where there is no choice."""
     templates = templates_for(goal.objective)
     if goal.objective in ("latency", "macs"):
         return SearchPlan(ChannelRecipes(), templates)
-    menu = None if cache is None else remembered_menu(cache, key)
-    if menu is None:
-        menu = menu_of(lab)
-        if cache is not None:
-            remember_menu(cache, key, menu)
-    if not menu:
+    menus = _menus(lab, findings)
+    if not menus:
         raise RefusedError(
             str(lab.run.settings.model),
             "no weight of it has a choice of forms: there is nothing to search",
             "onnx-opt inspect shows why",
         )
-    return SearchPlan(MenuRecipes(menu), templates)
+    how = menus[0].sensitivity
+    return SearchPlan(MenuRecipes(menus), templates, sensitivity=how)
+
+
+def _menus(lab: Lab, findings: Findings) -> list[FoundMenu]:
+    """Menus behind nothing and behind passes that prune, as many as the time allows."""
+    menus = []
+    for before in BEFORE:
+        start = time.monotonic()
+        make = functools.partial(
+            menu_of,
+            lab,
+            before,
+            findings.method,
+            findings.keep,
+        )
+        found = findings.menu(f"{findings.method}-{before}", make)
+        if found.menu:
+            menus.append(found)
+        # the next one takes about as long
+        taken = time.monotonic() - start
+        if not menus or time.monotonic() + taken > findings.deadline:
+            break
+    return menus
 
 
 def plan_of_aim(aim: Aim, target: str) -> SearchPlan:
@@ -64,11 +102,10 @@ def plan_of_aim(aim: Aim, target: str) -> SearchPlan:
     return SearchPlan(None, pipelines_of(aim, target), tries_all=True)
 
 
-def plan_to_repair(pipeline: Pipeline, lab: Lab) -> SearchPlan:
-    """The plan that puts layers of a pipeline back until it loses little enough.
+def plan_to_repair(pipeline: Pipeline, lab: Lab, findings: Findings) -> SearchPlan:
+    """The plan that spares layers of a pipeline until it loses little enough.
 
-    Errors: UsageError for a pass whose layers cannot be put back; RefusedError where nothing is
-    left to be put back.
+    Errors: UsageError for a pass whose layers cannot be spared; RefusedError where it changes none.
     """
     for pass_ in pipeline.passes:
         if pass_.effect == "lossy" and not pass_.parts(lab.model):
@@ -78,11 +115,11 @@ def plan_to_repair(pipeline: Pipeline, lab: Lab) -> SearchPlan:
                 "leave that pass out, or --repair",
             )
     measured = [each for each in pipeline.passes if each.name not in UNMEASURED]
-    milder = [each.milder() or each for each in measured]
     menu = menu_to_repair(
         lab,
-        str(Pipeline(tuple(measured))),
-        None if milder == measured else str(Pipeline(tuple(milder))),
+        Pipeline(tuple(measured)),
+        findings.method,
+        findings.keep,
     )
     if not menu:
         raise RefusedError(
@@ -90,5 +127,4 @@ def plan_to_repair(pipeline: Pipeline, lab: Lab) -> SearchPlan:
             f"'{pipeline}' changes no layer of {lab.run.settings.model}",
             "onnx-opt inspect shows why",
         )
-    whole = str(parse(str(pipeline)))
-    return SearchPlan(RepairRecipes(menu, pipeline), (whole,))
+    return SearchPlan(RepairRecipes(menu, pipeline), (str(pipeline),))

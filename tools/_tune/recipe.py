@@ -19,13 +19,6 @@ def recipe_of(picks: Picks, measure: bool = False, before: Sequence[str] = ()) -
     that run first, as text.
     """
     steps = ["simplify", *before]
-    sparsities = [
-        f"{_pattern(name)}={choice.sparsity:g}"
-        for name, choice in picks.items()
-        if choice.sparsity > 0
-    ]
-    if sparsities:
-        steps.append(f"prune(layers={_list(sparsities)})")
     forms = [
         f"{_pattern(name)}={choice.form}"
         for name, choice in picks.items()
@@ -36,7 +29,9 @@ def recipe_of(picks: Picks, measure: bool = False, before: Sequence[str] = ()) -
         options.append(f"layers={_list(forms)}")
     if not measure:
         options.append("measure=false")
-    is_quantized = any(choice.form != FLOAT for choice in picks.values())
+    forms_picked = {choice.form for choice in picks.values()}
+    # weights that are not named have 8 bits
+    is_quantized = forms_picked != {FLOAT}
     if is_quantized:
         quant = f"quant({', '.join(options)})" if options else "quant"
         steps.append(quant)

@@ -19,17 +19,14 @@ from .._run.loss_probes import Builder, Twins
 class Swap:
     """A weight that has another form in a result.
 
-    `weight`: name of the initializer. `layers`, `tables`: numbers, among the nodes of the float
-    model, of the layers that multiply by it and of the Gather nodes that take rows of it.
-    `readers`: output of each layer, and the input at which it reads the weight. `rows`: output of
-    each Gather, and the name of its indices.
+    `weight`: name of the initializer. `layers`: numbers, among the nodes of the float model, of
+    those that multiply by it, each with the input at which it reads the weight. `tables`: numbers
+    of the Gather nodes that take rows of it.
     """
 
     weight: str
-    layers: list[int] = field(default_factory=list)
+    layers: list[tuple[int, int]] = field(default_factory=list)
     tables: list[int] = field(default_factory=list)
-    readers: list[tuple[str, int]] = field(default_factory=list)
-    rows: list[tuple[str, str]] = field(default_factory=list)
 
 
 def comparable(reference: ir.Model, result: ir.Model) -> ir.Model:
@@ -53,8 +50,7 @@ def swaps(whole: ir.Model, twins: Twins) -> list[Swap]:
             if place is None or not twins.is_changed(node):
                 continue
             swap = found.setdefault(weight.name, Swap(weight.name))
-            swap.layers.append(place)
-            swap.readers.append((node.outputs[0].name or "", index))
+            swap.layers.append((place, index))
     for table in tables_of(whole).values():
         for node, _ in table.uses:
             place = places.get(node)
@@ -62,9 +58,6 @@ def swaps(whole: ir.Model, twins: Twins) -> list[Swap]:
                 continue
             swap = found.setdefault(table.name, Swap(table.name))
             swap.tables.append(place)
-            ids = node.inputs[1]
-            assert ids is not None
-            swap.rows.append((node.outputs[0].name or "", ids.name or ""))
     return list(found.values())
 
 
@@ -88,7 +81,7 @@ def swapped(whole: ir.Model, twins: Twins, swap: Swap) -> Variant:
     builder = Builder(copy)
     nodes = list(copy.graph)
     changed = []
-    for place in swap.layers:
+    for place, _ in swap.layers:
         node = nodes[place]
         _swap_layer(builder, twins, node)
         changed += [output.name or "" for output in node.outputs]
@@ -96,8 +89,9 @@ def swapped(whole: ir.Model, twins: Twins, swap: Swap) -> Variant:
         values = _values_of(copy)
         for place in swap.tables:
             node = nodes[place]
-            _swap_rows(builder, twins, node, values)
+            # before what now computes the rows takes the name over
             changed.append(node.outputs[0].name or "")
+            _swap_rows(builder, twins, node, values)
     # constants of the new form were appended behind what reads them
     copy.graph.sort()
     return Variant(copy, changed)
@@ -131,6 +125,8 @@ def _swap_rows(
     assert ids is not None
     new = builder.rebuilt(made, {ids.name or "": values[ids.name or ""]})
     rows.replace_all_uses_with(new, replace_graph_outputs=True)
+    # they may be an output of the model, which keeps its name
+    new.name, rows.name = rows.name, new.name
 
 
 def _values_of(model: ir.Model) -> dict[str, ir.Value]:

@@ -65,6 +65,14 @@ from ..shown import show_result, show_search, tell_trial
     "PyTorch.",
 )
 @click.option(
+    "--sensitivity",
+    type=click.Choice(["auto", "measured", "estimated"]),
+    default="auto",
+    show_default=True,
+    help="Whether losses of weights are measured, or estimated from gradients (needs torch). auto: "
+    "estimated where measuring takes too long.",
+)
+@click.option(
     "--time-budget",
     "minutes",
     type=click.FloatRange(min=0),
