@@ -162,7 +162,7 @@ class _Estimator:
     def _moved(
         self, values: Mapping[str, Tensor], projections: Sequence[_Projection]
     ) -> NDArray[np.float64]:
-        """How far each change moves each projection, (projections, changes)."""
+        """Distances by which each change moves each projection, (projections, changes)."""
         import torch
 
         columns = {change: index for index, change in enumerate(self.changes)}

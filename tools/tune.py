@@ -24,7 +24,7 @@ from ._tune.engines import HereEngine, TrialEngine, engine_of
 from ._tune.goal import Goal, goal_of
 from ._tune.lab import Lab, open_lab
 from ._tune.plans import (
-    Findings,
+    MenuSettings,
     SearchPlan,
     plan_for,
     plan_of_aim,
@@ -55,7 +55,7 @@ MINUTES = 15.0
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a search is asked for, beside the settings of its result.
+    """Wishes of the caller, beside the settings of its result.
 
     `goal`: None where an aim says what is borne. `recover`: minutes of training at the end.
     `started`, `deadline`: seconds of `time.monotonic`. `folder`: keeps findings.
@@ -193,7 +193,7 @@ def tune(
         )
         result = _tuned(settings, asked)
     if recipe_file is not None:
-        write_recipe(recipe_file, parse(result.search["recipe"]))
+        write_recipe(recipe_file, parse(result.search["recipe"]).passes)
     if page is not None:
         result.report(page)
     return result
@@ -223,14 +223,14 @@ def _tuned(settings: RunSettings, asked: Asked) -> TuneResult:
         warnings += warnings_of_precision(task, goal)
         key = key_of(lab.original.sha256 or "", task)
         errors_key = key_of_errors(lab.original.sha256 or "", task)
-        findings = _findings(asked, cache, errors_key)
+        menu_settings = _menu_settings(asked, cache, errors_key)
         plan: SearchPlan
         if asked.aim is not None:
             plan = plan_of_aim(asked.aim, settings.target)
         elif asked.pipeline is not None:
-            plan = plan_to_repair(asked.pipeline, lab, findings)
+            plan = plan_to_repair(asked.pipeline, lab, menu_settings)
         else:
-            plan = plan_for(goal, lab, findings)
+            plan = plan_for(goal, lab, menu_settings)
         warnings += lab.run.reporter.warnings
         model_bytes = lab.original.figures.bytes or 0
     # trials beside each other would share the cores that they are timed on
@@ -272,14 +272,14 @@ def _tuned(settings: RunSettings, asked: Asked) -> TuneResult:
     return tuned
 
 
-def _findings(asked: Asked, cache: Cache | None, key: str) -> Findings:
-    """How losses of weights are found; kept where there is a cache."""
+def _menu_settings(asked: Asked, cache: Cache | None, key: str) -> MenuSettings:
+    """The way in which losses of weights are found; they are kept where there is a cache."""
     menus_end = asked.started + MENUS_SHARE * (asked.deadline - asked.started)
     if cache is None:
-        return Findings(
+        return MenuSettings(
             asked.sensitivity, not_kept, lambda name, make: make(), menus_end
         )
-    return Findings(
+    return MenuSettings(
         asked.sensitivity,
         KeptErrors(cache, key),
         KeptMenus(cache, key),

@@ -1,4 +1,4 @@
-"""What changes of layers cost at a model's outputs: sums over data, which add up over its parts."""
+"""Errors at a model's outputs by changes of its layers: sums over data, which add up."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class OutputErrors:
 
     @staticmethod
     def from_dict(facts: Mapping[str, Any]) -> OutputErrors:
-        """What `as_dict` gave. Errors: KeyError, TypeError or ValueError for anything else."""
+        """Sums from what `as_dict` gave. Errors: KeyError, TypeError, ValueError for all else."""
         outputs = tuple(facts["outputs"])
         changes = tuple((weight, form) for weight, form in facts["changes"])
         shape = (len(outputs), len(changes))

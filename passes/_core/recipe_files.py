@@ -12,16 +12,14 @@ layers = ["conv1=palette:4"]
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ... import RefusedError, UsageError
 from . import toml
+from .contract import Pass
 from .options import options_of
-
-if TYPE_CHECKING:
-    from .pipeline import Pipeline
 
 TABLE = "passes"
 """Array of tables of a TOML file."""
@@ -79,17 +77,18 @@ def check_recipe_file(path: Path) -> None:
         )
 
 
-def write_recipe(path: Path, pipeline: Pipeline) -> None:
-    """Write a pipeline, as TOML where the name ends so, else as text."""
-    is_toml = path.suffix == ".toml"
-    text = as_toml(pipeline) if is_toml else f"{pipeline}\n"
+def write_recipe(path: Path, passes: Sequence[Pass]) -> None:
+    """Write the passes of a pipeline, as TOML where the name ends so, else as text."""
+    text = ", ".join(map(str, passes)) + "\n"
+    if path.suffix == ".toml":
+        text = as_toml(passes)
     path.write_text(text, encoding="utf-8")
 
 
-def as_toml(pipeline: Pipeline) -> str:
-    """A pipeline as a TOML file: the options of each pass that differ from their defaults."""
+def as_toml(passes: Sequence[Pass]) -> str:
+    """Passes as a TOML file: the options of each pass that differ from their defaults."""
     tables = []
-    for pass_ in pipeline.passes:
+    for pass_ in passes:
         lines = [f"[[{TABLE}]]", f"{NAME} = {_literal(pass_.name)}"]
         for option in options_of(type(pass_)):
             value = getattr(pass_, option.name)

@@ -317,7 +317,7 @@ def test_a_search_ends_with_training(classifier, tmp_path):
 def test_a_recipe_comes_back_from_its_file(text, suffix, tmp_path):
     path = tmp_path / f"recipe.{suffix}"
     pipeline = parse(text)
-    write_recipe(path, pipeline)
+    write_recipe(path, pipeline.passes)
     assert parse(f"@{path}") == pipeline
 
 
@@ -339,7 +339,7 @@ def test_what_is_wrong_with_a_recipe_of_toml(content, problem, tmp_path):
 
 
 def test_toml_names_what_differs_from_the_defaults():
-    text = as_toml(parse('quant(palette, layers=["a=float"], bits=4), strip'))
+    text = as_toml(parse('quant(palette, layers=["a=float"], bits=4), strip').passes)
     assert text == (
         '[[passes]]\npass = "quant"\nform = "palette"\nlayers = [\n    "a=float",\n]\nbits = 4\n'
         '\n[[passes]]\npass = "strip"\n'

@@ -44,7 +44,7 @@ All weights in 16 bits take 0.5; the rest is for the graph of a small model.
 
 @dataclass(frozen=True)
 class AimFacts:
-    """What an aim makes small, and its pipelines by kind of target, from gentle to harsh."""
+    """The objective of an aim, and its pipelines by kind of target, from gentle to harsh."""
 
     objective: Objective
     pipelines: Mapping[Kind, tuple[str, ...]]

@@ -110,7 +110,7 @@ class RepairRecipes:
 
     @property
     def harshest_db(self) -> float:
-        """That of the pipeline itself."""
+        """SQNR of the pipeline itself."""
         loss = sum(max(each.loss for each in choices) for choices in self.menu.values())
         return -10 * math.log10(max(loss, LEAST_LOSS))
 

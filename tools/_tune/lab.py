@@ -57,7 +57,7 @@ class Lab:
         return found
 
     def made(self, passes: str) -> Made:
-        """What pipeline text of one lossy pass makes of the model. Errors: those of the pass."""
+        """The model after pipeline text of one lossy pass. Errors: those of the pass."""
         (made,) = self.steps(passes)
         return made
 

@@ -29,7 +29,7 @@ UNMEASURED = ("strip", "pack")
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a search tries.
+    """Recipes and pipelines that a search tries.
 
     `family`: recipes from gentle to harsh; None: templates alone. `templates`: pipelines that are
     tried as they are, from gentle to harsh. `tries_all`: also those behind one that loses too much.
@@ -43,8 +43,8 @@ class SearchPlan:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """How losses of weights are found, and where findings are kept.
+class MenuSettings:
+    """The way in which losses of weights are found, and where findings are kept.
 
     `menu`: gives the menu of a name: the one that was kept, else the one that the function makes.
     `deadline`: seconds of `time.monotonic` after which no further menu is begun.
@@ -59,12 +59,12 @@ class Findings:
 KeepMenu = Callable[[str, Callable[[], FoundMenu]], FoundMenu]
 
 
-def plan_for(goal: Goal, lab: Lab, findings: Findings) -> SearchPlan:
+def plan_for(goal: Goal, lab: Lab, menu_settings: MenuSettings) -> SearchPlan:
     """The plan that makes the objective small. Errors: RefusedError where there is no choice."""
     templates = templates_for(goal.objective)
     if goal.objective in ("latency", "macs"):
         return SearchPlan(ChannelRecipes(), templates)
-    menus = _menus(lab, findings)
+    menus = _menus(lab, menu_settings)
     if not menus:
         raise RefusedError(
             str(lab.run.settings.model),
@@ -75,7 +75,7 @@ def plan_for(goal: Goal, lab: Lab, findings: Findings) -> SearchPlan:
     return SearchPlan(MenuRecipes(menus), templates, sensitivity=how)
 
 
-def _menus(lab: Lab, findings: Findings) -> list[FoundMenu]:
+def _menus(lab: Lab, menu_settings: MenuSettings) -> list[FoundMenu]:
     """Menus behind nothing and behind passes that prune, as many as the time allows."""
     menus = []
     for before in BEFORE:
@@ -84,15 +84,15 @@ def _menus(lab: Lab, findings: Findings) -> list[FoundMenu]:
             menu_of,
             lab,
             before,
-            findings.method,
-            findings.keep,
+            menu_settings.method,
+            menu_settings.keep,
         )
-        found = findings.menu(f"{findings.method}-{before}", make)
+        found = menu_settings.menu(f"{menu_settings.method}-{before}", make)
         if found.menu:
             menus.append(found)
         # the next one takes about as long
         taken = time.monotonic() - start
-        if not menus or time.monotonic() + taken > findings.deadline:
+        if not menus or time.monotonic() + taken > menu_settings.deadline:
             break
     return menus
 
@@ -102,7 +102,9 @@ def plan_of_aim(aim: Aim, target: str) -> SearchPlan:
     return SearchPlan(None, pipelines_of(aim, target), tries_all=True)
 
 
-def plan_to_repair(pipeline: Pipeline, lab: Lab, findings: Findings) -> SearchPlan:
+def plan_to_repair(
+    pipeline: Pipeline, lab: Lab, menu_settings: MenuSettings
+) -> SearchPlan:
     """The plan that spares layers of a pipeline until it loses little enough.
 
     Errors: UsageError for a pass whose layers cannot be spared; RefusedError where it changes none.
@@ -118,8 +120,8 @@ def plan_to_repair(pipeline: Pipeline, lab: Lab, findings: Findings) -> SearchPl
     menu = menu_to_repair(
         lab,
         Pipeline(tuple(measured)),
-        findings.method,
-        findings.keep,
+        menu_settings.method,
+        menu_settings.keep,
     )
     if not menu:
         raise RefusedError(

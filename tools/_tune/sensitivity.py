@@ -1,4 +1,4 @@
-"""What each form of each weight loses at the outputs: measured, or for large models estimated."""
+"""Loss of each form of each weight at the outputs: measured, or for large models estimated."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Sensitivities:
     measured: tuple[Change, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
-        """How the losses were found, for the account."""
+        """The way in which the losses were found, for the account."""
         return {
             "method": self.method,
             "samples": self.samples,
