@@ -94,6 +94,12 @@ class SomeFeeds(Feeds):
 
 def halves(feeds: Feeds, seed: int) -> tuple[Feeds, Feeds]:
     """Share out the data at random: of every two neighbouring samples one is in either half."""
+    is_first = first_half(seed)
+    return SomeFeeds(feeds, is_first), SomeFeeds(feeds, lambda each: ~is_first(each))
+
+
+def first_half(seed: int) -> Rule:
+    """The rule by which samples are in the first half."""
     start = np.uint64(seed * int(_GOLDEN) % 2**64)
 
     def is_first(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -104,7 +110,7 @@ def halves(feeds: Feeds, seed: int) -> tuple[Feeds, Feeds]:
         first: NDArray[np.bool_] = (numbers & 1) == coins.astype(np.int64)
         return first
 
-    return SomeFeeds(feeds, is_first), SomeFeeds(feeds, lambda each: ~is_first(each))
+    return is_first
 
 
 def cut(feeds: Feeds, seed: int) -> tuple[Feeds, Feeds]:

@@ -1,10 +1,9 @@
 """The table of `tune`: its result beside uniform settings of ours that keep the same budget.
 
-    python tools/dev/bench_tune.py [--models NAME …] [--minutes 15] [--splits 0]
+    python tools/dev/bench_tune.py [--models NAME …] [--minutes 15]
 
 Budgets: 0.005 of top-1 and of Spearman, 0.01 of exact lines of OCR. Each uniform setting and the
-tuned model are judged on the half of the evaluation data that the search did not see. `--splits`:
-so many searches of ResNet-20 with other halves; the count of those that keep the budget there.
+tuned model are judged on the half of the evaluation data that the search did not see.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ UNIFORM = (
     "simplify, quant(palette, bits=3), strip",
     "simplify, prune, quant, strip",
     "simplify, prune, quant(palette, bits=4), strip",
+    "simplify, prune(sparsity=0.5), quant(palette, bits=3), strip",
 )
 """Settings that are the same for all layers."""
 
@@ -115,21 +115,6 @@ def _row(model: BenchModel, name: str, result: onnx_opt.Result) -> Row:
     return model.name, name, size, drop, ratio
 
 
-def splits(count: int, minutes: float) -> str:
-    """Searches of ResNet-20 with other halves, and how many keep the budget."""
-    model = next(each for each in MODELS if each.name == "cifar10_resnet20")
-    budget = BUDGETS[model.name]
-    kept = 0
-    for seed in range(1, count + 1):
-        try:
-            result = tuned(model, budget, minutes, seed)
-        except OnnxOptError:
-            continue
-        assert result.metric is not None
-        kept += result.metric["drop"] <= budget
-    return f"budget kept on the other half: {kept} of {count} splits"
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -147,8 +132,6 @@ def main() -> None:
             table.add_row(name, setting, *cells)
     console.print(f"CPU: {this_cpu()}")
     console.print(table)
-    if asked.splits:
-        console.print(splits(asked.splits, asked.minutes))
 
 
 def _cell(value: float | None, digits: int) -> str:
