@@ -84,7 +84,8 @@ class DecodedWeight:
 def decoded(value: ir.Value, reader: ir.Node | None = None) -> DecodedWeight | None:
     """The floats that a constant stands for; None where no rule tells.
 
-    `reader`: the node that reads it, for an integer operator has the scales of its weight itself.
+    `reader`: the node that reads it, for an integer operator has the scales of its weight itself,
+    and behind a table of codes the rows of its scales are taken by another node.
     """
     orders: list[Sequence[int] | None] = []
     for _ in range(LONGEST):
@@ -114,8 +115,11 @@ def _floats_of(value: ir.Value, reader: ir.Node | None) -> ir.TensorProtocol | N
     tensor = value.const_value
     if tensor is not None and tensor.dtype in FLOATS:
         return tensor
-    if tensor is not None and reader is not None and reader.op_type in INTEGER_OPS:
-        return _read_by_integers(reader)
+    if tensor is not None and reader is not None:
+        if reader.op_type in INTEGER_OPS:
+            return _read_by_integers(reader)
+        if reader.op_type == "Gather":
+            return _rows_of(reader)
     producer = value.producer()
     if producer is None or producer.op_type != "DequantizeLinear":
         return None
@@ -142,6 +146,26 @@ def _read_by_integers(reader: ir.Node) -> ir.TensorProtocol | None:
         zero = value_at(layer.zero)
         return _scaled(layer.stored, scale, zero, layer.channel_axis, block=1)
     return None
+
+
+def _rows_of(reader: ir.Node) -> ir.TensorProtocol | None:
+    """A table of codes: Mul(Cast(Gather(codes, ids)), Gather(scales, ids))."""
+    cast = _only_reader(reader)
+    product = None if cast is None else _only_reader(cast)
+    if cast is None or product is None or cast.op_type != "Cast":
+        return None
+    if product.op_type != "Mul":
+        return None
+    for value in product.inputs:
+        rows = None if value is None else producer_of(value, "Gather")
+        if rows is not None and rows.inputs[1] is reader.inputs[1]:
+            return _scaled(reader.inputs[0], rows.inputs[0], None, axis=0, block=1)
+    return None
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    readers = [use.node for use in node.outputs[0].uses()]
+    return readers[0] if len(readers) == 1 else None
 
 
 def _rank(value: ir.Value | None) -> int:

@@ -118,3 +118,30 @@ def test_what_no_rule_knows_is_none():
     last = list(model.graph)[-1]
     assert decoded(last.inputs[1], last) is None
     assert decoded(last.inputs[0], last) is None
+
+
+def test_a_table_of_codes_behind_which_rows_are_scaled():
+    proto = model_from(
+        """
+        <ir_version: 10, opset_import: ["" : 21]>
+        table (int64[n] ids) => (float[n, 3] y)
+        <int8[4, 3] codes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11},
+         float[4, 1] scales = {1, 0.5, 2, 4}>
+        {
+            rows = Gather (codes, ids)
+            floats = Cast <to = 1> (rows)
+            factors = Gather (scales, ids)
+            y = Mul (floats, factors)
+        }
+        """
+    )
+    model = ir.from_proto(proto)
+    reader = next(node for node in model.graph if node.op_type == "Gather")
+    weight = decoded(reader.inputs[0], reader)
+    feeds = {"ids": np.arange(4)}
+    expected = ReferenceEvaluator(proto).run(None, feeds)[0]
+    np.testing.assert_array_equal(weight.tensor.numpy(), expected)
+    # rows of other indices are not scaled by these
+    (factors,) = (node for node in model.graph if node.outputs[0].name == "factors")
+    factors.replace_input_with(1, ir.val("others", ir.DataType.INT64, [4]))
+    assert decoded(reader.inputs[0], reader) is None
