@@ -52,7 +52,8 @@ class Finetune(TrainingRecipe, Pass):
     Source: Hinton et al. 2015 (arXiv:1503.02531); DIST: Huang et al. 2022 (arXiv:2205.10536); DKD:
     Zhao et al. 2022 (arXiv:2203.08679); attention: Zagoruyko and Komodakis 2017 (arXiv:1612.03928);
     block: Nagel et al. 2020 (arXiv:2004.10568), Li et al. 2021 (arXiv:2102.05426), Wei et al. 2022
-    (arXiv:2203.05740); schedule: Zhu and Gupta 2017 (arXiv:1710.01878).
+    (arXiv:2203.05740); schedule: Zhu and Gupta 2017 (arXiv:1710.01878); attribution: Park et al.
+    2020 (arXiv:2010.15054).
     """
 
     name: ClassVar[str] = "finetune"

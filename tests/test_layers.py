@@ -49,6 +49,9 @@ LAYERS = {
         "platformdirs",
         "scipy",
         "ray",
+        "captum",
+        "lime",
+        "shap",
     },
 }
 """What each layer may import besides itself, the root package and the standard library (google:

@@ -33,6 +33,7 @@ COMMANDS = (
     "docs",
     "inspect",
     "diff",
+    "explain",
     "verify",
     "bench",
     "report",

@@ -11,6 +11,8 @@ from .console import WIDTH, finite
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ._report.notebook import NotebookPage
+
 Tables = Callable[[], Sequence["RenderableType"]]
 
 
@@ -41,6 +43,17 @@ class Facts(Mapping[str, Any]):
         """The JSON object of `--json`: plain numbers, None for what is unknown or not finite."""
         plain: dict[str, Any] = finite(self._values)
         return plain
+
+    def report(self) -> NotebookPage:
+        """The page of `bench`, `inspect`, `diff` or `explain`, which a notebook's cell shows.
+
+        Errors: RefusedError for facts without a page.
+        """
+        from ._report.notebook import NotebookPage
+        from ._report.stored import kind_of
+
+        account = self.to_dict()
+        return NotebookPage(account, kind_of(account, "facts"))
 
     def __repr__(self) -> str:
         return f"Facts({', '.join(self._values)})"

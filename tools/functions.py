@@ -21,6 +21,7 @@ __all__ = [
     "diff",
     "distill",
     "evaluate",
+    "explain",
     "export",
     "inspect",
     "list_passes",
@@ -119,6 +120,33 @@ def diff(a: Any, b: Any, *, html: str | Path | None = None) -> Facts:
     with as_file(a) as first, as_file(b) as second:
         facts = compared(first, second, page)
     return Facts(facts, lambda: diff_parts(facts, 0))
+
+
+def explain(
+    a: Any,
+    b: Any,
+    data: Any,
+    *,
+    report: str | Path | None = None,
+    **options: Any,
+) -> Facts:
+    """Compare what models `a` and `b` look at, on samples of the data.
+
+    `options`: `method`, `engine`, `samples`, `runs`, `input`, `output`, `form`, `min_agreement`
+    (`within` and `problem` say if it is met), `threads`, `seed`, as of `onnx-opt explain`.
+    `report`: a page (.html) of it. Errors: UsageError, RefusedError (models, data).
+    """
+    from ._explain.request import ExplainRequest
+    from ._report.write import check_page
+    from .commands.explain import explain_facts, explain_parts
+
+    page = None if report is None else Path(report)
+    if page is not None:
+        check_page(page, "report")
+    with as_file(a) as first, as_file(b) as second:
+        request = ExplainRequest(first, second, data, **options)
+        facts, _ = explain_facts(request, page)
+    return Facts(facts, lambda: explain_parts(facts, 0))
 
 
 def report(account: Any, out: str | Path | None = None) -> Path:

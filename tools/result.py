@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from .. import OnnxOptError
 from ._run.result import RunAccount, RunResult
@@ -13,6 +13,8 @@ from .tables import result_tables
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from ._report.notebook import NotebookPage
 
 
 class PartialResult(RunAccount):
@@ -32,18 +34,32 @@ class PartialResult(RunAccount):
         account = self._account()
         return as_html(account)
 
-    def report(self, path: str | Path, error: OnnxOptError | None = None) -> Path:
-        """Write the account as a page (.html) that needs no network; `error`: why it ended.
+    @overload
+    def report(
+        self, path: None = None, error: OnnxOptError | None = None
+    ) -> NotebookPage: ...
 
+    @overload
+    def report(self, path: str | Path, error: OnnxOptError | None = None) -> Path: ...
+
+    def report(
+        self, path: str | Path | None = None, error: OnnxOptError | None = None
+    ) -> Path | NotebookPage:
+        """The account as a page that needs no network: shown in a notebook, or written (.html).
+
+        `path`: None for a notebook, whose cell shows what this returns. `error`: why the run ended.
         Errors: UsageError for the path.
         """
+        from ._report.notebook import NotebookPage
         from ._report.write import check_page, write_page
 
-        target = Path(path)
-        check_page(target)
         account = self.as_dict()
         if error is not None:
             account["error"] = error.facts()
+        if path is None:
+            return NotebookPage(account, "run")
+        target = Path(path)
+        check_page(target)
         write_page(target, account, "run")
         return target
 

@@ -120,6 +120,7 @@ def _block_recipe(recipe: TrainingRecipe, parts: Sequence[ir.Model]) -> Training
         logit_mse=0.0,
         labels=0.0,
         features=(),
+        attribution=0.0,
         output_weights=(),
         watch="loss",
         flip=False,

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from ... import RefusedError, UsageError
 from ...passes._core.training_recipe import TrainingRecipe
 from . import losses
+from .attribution import attribution_distance
 from .augment import Augment, Mixture
 from .features import Tap, channel_axis
 from .heads import Head
@@ -32,27 +33,31 @@ AUTO_LOSSES = {"classes": "kl", "binary": "binary", "values": "mse"}
 
 @dataclass(frozen=True)
 class ComparedValues:
-    """Pairs of values, of student and teacher, that a loss compares: outputs and values inside."""
+    """Pairs of values, of student and teacher, that a loss compares: outputs and values inside.
+
+    `taps`: features whose values are compared; `attributed`: those whose attribution maps are.
+    """
 
     heads: tuple[Head, ...]
     taps: tuple[Tap, ...] = ()
+    attributed: tuple[Tap, ...] = ()
 
     def student_names(self) -> list[str]:
         """Return the student's values, each once."""
         names = [head.student for head in self.heads]
-        names += [tap.student for tap in self.taps]
+        names += [tap.student for tap in (*self.taps, *self.attributed)]
         return list(dict.fromkeys(names))
 
     def teacher_names(self) -> list[str]:
         """Return the teacher's values, each once."""
         names = [head.teacher for head in self.heads]
-        names += [tap.teacher for tap in self.taps]
+        names += [tap.teacher for tap in (*self.taps, *self.attributed)]
         return list(dict.fromkeys(names))
 
 
 def needs_live_teacher(compared: ComparedValues, recipe: TrainingRecipe) -> bool:
     """True if the loss needs values of the teacher that are not cached."""
-    if compared.taps:
+    if compared.taps or compared.attributed:
         return True
     # with labels alone the teacher has no say about changed images
     return recipe.distill and bool(Augment.of(recipe))
@@ -125,6 +130,14 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
                 teacher[tap.teacher].float(),
             )
             total = total + self.recipe.feature_weight * distance
+        if self.compared.attributed:
+            distance = attribution_distance(
+                student,
+                teacher,
+                self.compared.heads[0],
+                self.compared.attributed,
+            )
+            total = total + self.recipe.attribution * distance
         return total
 
     def _distance(self, head: Head, own: Tensor, theirs: Tensor) -> Tensor:

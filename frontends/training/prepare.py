@@ -23,8 +23,9 @@ from ...passes._core.ops import FLOATS, QUANT_OPS
 from ...passes._core.options import AUTO
 from ...passes._core.scratch import scratch_folder
 from ...passes._core.training_recipe import TrainingRecipe
-from ..trainable import coarsest_grid
+from ..trainable import coarsest_grid, to_torch
 from .acceptance import AcceptanceTest, check_shapes
+from .attribution import check_classes, with_places
 from .augment import Augment, image_input
 from .checkpoint import Checkpoint
 from .choices import ChosenRecipe, TrainingFacts, choices, has_budget
@@ -361,12 +362,44 @@ def _sparsity(model: ir.Model) -> float:
 
 def _with_features(material: _Material, recipe: TrainingRecipe) -> _Material:
     """Return the material with all that is compared, and a teacher that gives it."""
+    taps = find_taps(material.student, material.teacher, recipe.features)
     compared = dataclasses.replace(
         material.compared,
-        taps=tuple(find_taps(material.student, material.teacher, recipe.features)),
+        taps=tuple(taps),
+        attributed=tuple(_attributed(material, recipe, taps)),
     )
     live = material.outputs.live(compared, recipe)
     return dataclasses.replace(material, compared=compared, live=live)
+
+
+def _attributed(
+    material: _Material, recipe: TrainingRecipe, taps: list[Tap]
+) -> list[Tap]:
+    """Return the features whose attribution maps are compared.
+
+    Errors: RefusedError where no output has classes, or no feature has places to tell apart.
+    """
+    if not recipe.attribution or recipe.preset == "block":
+        return []
+    check_classes(material.compared.heads[0])
+    found = taps or find_taps(material.student, material.teacher, [AUTO])
+    example = material.samples.take(material.split.train[:2], most=2)[0]
+    module = to_torch(
+        material.student,
+        train=False,
+        taps=[tap.student for tap in found],
+        qat="off",
+    )
+    with torch.no_grad():
+        values = module.run(example.feeds)
+    placed = with_places(found, values)
+    if not placed:
+        raise RefusedError(
+            "finetune.attribution",
+            "no feature that both graphs have is a map",
+            "name some by features=[student_value=teacher_value], or leave attribution out",
+        )
+    return placed
 
 
 def _is_quantized(model: ir.Model) -> bool:

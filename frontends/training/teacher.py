@@ -17,6 +17,7 @@ import torch
 from ... import RefusedError
 from ...passes._core.training_recipe import TrainingRecipe
 from ..trainable import to_torch
+from .attribution import teacher_maps
 from .data import Arrays
 from .device import Device, channels_last
 from .heads import Head
@@ -66,6 +67,10 @@ def teacher_outputs(
     """
     rename = _renaming(student, teacher)
     outputs = [head.teacher for head in heads]
+
+    def with_maps(compared: ComparedValues) -> TeacherFunction:
+        return _with_maps(teacher, compared, rename, device)
+
     automatic = asked.teacher == "auto"
     if asked.teacher == "torch" or (automatic and device.name != "cpu"):
         # cached targets are judged by: never in half precision
@@ -74,6 +79,8 @@ def teacher_outputs(
         def live_by_torch(
             compared: ComparedValues, recipe: TrainingRecipe
         ) -> TeacherFunction:
+            if compared.attributed:
+                return with_maps(compared)
             return _by_torch(teacher, compared.teacher_names(), rename, device)
 
         yield TeacherOutputs(
@@ -98,6 +105,8 @@ def teacher_outputs(
         def live(compared: ComparedValues, recipe: TrainingRecipe) -> TeacherFunction:
             if not needs_live_teacher(compared, recipe):
                 return cached
+            if compared.attributed:
+                return with_maps(compared)
             names = compared.teacher_names()
             if automatic and device.half:
                 return _by_torch(teacher, names, rename, device)
@@ -124,6 +133,33 @@ def _by_torch(
         with torch.no_grad(), device.halved():
             values = module.run(placed)
         return {name: values[name] for name in names}
+
+    return ask
+
+
+def _with_maps(
+    teacher: ir.Model, compared: ComparedValues, rename: Runner, device: Device
+) -> TeacherFunction:
+    """By torch, with the attribution maps, which ONNX Runtime cannot give."""
+    names = compared.teacher_names()
+    outputs = {value.name for value in teacher.graph.outputs}
+    module = to_torch(
+        teacher,
+        # what trains has gradients, whatever the inputs are
+        train=True,
+        taps=[name for name in names if name not in outputs],
+        qat="off",
+    )
+    module.to(device.name)
+
+    def ask(feeds: Arrays) -> dict[str, Any]:
+        renamed = rename(feeds)
+        placed = channels_last(renamed, device.name)
+        with torch.enable_grad(), device.halved():
+            values = module.run(placed)
+            maps = teacher_maps(values, compared.heads[0], compared.attributed)
+        answers = {name: values[name].detach() for name in names}
+        return {**answers, **maps}
 
     return ask
 

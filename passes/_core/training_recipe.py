@@ -71,6 +71,13 @@ class TrainingRecipe:
         "mse", "Distance of features."
     )
     feature_weight: float = Option(1.0, "Weight of each feature's distance.", low=0.0)
+    attribution: float = Option(
+        0.0,
+        "Weight of the distance of attribution maps, of the features or else of the last of each "
+        "size of map; 0: none.",
+        low=0.0,
+        high=1000.0,
+    )
     output_weights: tuple[str, ...] = Option(
         (), "Weights of outputs, as name=weight; 1 where not given."
     )

@@ -17,12 +17,15 @@ from typing import Any, Literal, NamedTuple
 from ..console import escaped, finite
 from .advice import advice_by_reason
 
-Kind = Literal["run", "bench", "inspect", "diff"]
+Kind = Literal["run", "bench", "inspect", "diff", "explain"]
 """Subjects of pages; each has a script of its name."""
 
 ASSETS = Path(__file__).parent / "assets"
 
-STYLES = ("page.css", "plots.css", "graph.css")
+STYLES = ("page.css", "plots.css", "graph.css", "heat.css")
+
+PLOTTED: tuple[Kind, ...] = ("run", "bench", "inspect", "diff", "explain")
+"""Pages with plots."""
 
 
 class Library(NamedTuple):
@@ -35,13 +38,8 @@ class Library(NamedTuple):
 
 
 LIBRARIES = (
-    Library("D3", "d3.min.js", "d3.LICENSE.txt", ("run", "bench", "inspect", "diff")),
-    Library(
-        "Observable Plot",
-        "plot.min.js",
-        "plot.LICENSE.txt",
-        ("run", "bench", "inspect", "diff"),
-    ),
+    Library("D3", "d3.min.js", "d3.LICENSE.txt", PLOTTED),
+    Library("Observable Plot", "plot.min.js", "plot.LICENSE.txt", PLOTTED),
     Library("dagre", "dagre.min.js", "dagre.LICENSE.txt", ("inspect", "diff")),
 )
 
@@ -99,6 +97,10 @@ def title_of(account: Mapping[str, Any], kind: Kind) -> str:
         first = _file_name(account["a"]["path"])
         second = _file_name(account["b"]["path"])
         return f"{first} and {second}: differences"
+    if kind == "explain":
+        first = _file_name(account["a"]["path"])
+        second = _file_name(account["b"]["path"])
+        return f"{first} and {second}: what they look at"
     about = account["model"]
     name = _file_name(about["path"])
     if not name:

@@ -17,6 +17,7 @@ KEYS: dict[Kind, frozenset[str]] = {
     "bench": frozenset({"models", "provider", "hardware"}),
     "inspect": frozenset({"model", "figures", "ops", "layers", "provenance"}),
     "diff": frozenset({"a", "b", "ops", "nodes", "weights"}),
+    "explain": frozenset({"a", "b", "method", "agreement", "noise_floor", "shown"}),
 }
 """Keys by which the `--json` of a command is known."""
 
@@ -85,6 +86,6 @@ def kind_of(account: Any, where: str) -> Kind:
                 return kind
     raise RefusedError(
         where,
-        "is not the JSON of a run, of bench, inspect or diff",
+        "is not the JSON of a run, of bench, inspect, diff or explain",
         "write one with `onnx-opt MODEL --json > run.json`",
     )

@@ -39,7 +39,11 @@ def write_page(
     graph: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the page of an account, in place of a former one. Errors: UsageError."""
-    text = page_of(account, kind, graph)
+    write_text(path, page_of(account, kind, graph))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a page that is made, in place of a former one. Errors: UsageError."""
     with scratch_folder() as folder:
         draft = folder / "page.html"
         draft.write_text(text, encoding="utf-8")

@@ -21,8 +21,8 @@ from ..console import emit_json, shared_options
 def command(account: Path, out: Path | None, as_json: bool, verbosity: int) -> None:
     """Write the page of an account in JSON.
 
-    ACCOUNT is what a run, bench, inspect or diff printed with --json; - is standard input. The page
-    is one file that needs no network: the same that --report writes at once.
+    ACCOUNT is what a run, bench, inspect, diff or explain printed with --json; - is standard input.
+    The page is one file that needs no network: the same that --report writes at once.
     """
     from .._report.stored import page_from_file
 

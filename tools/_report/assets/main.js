@@ -8,6 +8,7 @@
     bench: () => benchPage(data),
     inspect: () => inspectPage(data),
     diff: () => diffPage(data),
+    explain: () => explainPage(data),
   };
   const page = pages[data.kind]();
   const main = document.getElementById("page");
