@@ -35,9 +35,11 @@ structure: $(VENV)/.dev ## Fail where the source is less readable than recorded
 
 docs: $(VENV)/.dev ## Fail where the generated docs are stale
 	$(BIN)/python tools/dev/docs_passes.py --check
+	$(BIN)/python tools/dev/docs_targets.py --check
 
 docs-write: $(VENV)/.dev ## Regenerate the generated docs
 	$(BIN)/python tools/dev/docs_passes.py
+	$(BIN)/python tools/dev/docs_targets.py
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -17,6 +19,7 @@ __all__ = [
     "batch",
     "bench",
     "bisect",
+    "compat",
     "diff",
     "distill",
     "evaluate",
@@ -36,6 +39,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .frontends.onnx_file import load
+    from .tools import compat
     from .tools.bisect import bisect
     from .tools.functions import (
         batch,
@@ -128,6 +132,21 @@ class CheckError(OnnxOptError):
     """A check or a budget that was asked for and is not met."""
 
     exit_code = 4
+
+
+class _CompatModule(ModuleType):
+    """`onnx_opt.compat`, which scripts import by that name: `tools.compat`, loaded on first use."""
+
+    def __getattr__(self, name: str) -> Any:
+        # whoever walks sys.modules asks for names like __file__, and must not load anything
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(name)
+        return getattr(import_module(".tools.compat", __name__), name)
+
+
+if not TYPE_CHECKING:
+    compat = _CompatModule(f"{__name__}.compat")
+    sys.modules[compat.__name__] = compat
 
 
 def __getattr__(name: str) -> Any:

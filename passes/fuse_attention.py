@@ -28,6 +28,10 @@ FORMS = {
     "cuda": "runtime",
     "tensorrt": "standard",
     "generic": "standard",
+    "openvino": "standard",
+    "web": "runtime",
+    "qnn": "standard",
+    "coreml": "standard",
 }
 """Form of attention by target: on CPUs ONNX Runtime's own is as fast or faster (measured).
 

@@ -360,6 +360,9 @@ class Quant(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         self._require_matches(model, context)
+        instead = self._instead(context)
+        if instead is not None:
+            return instead.run(model, context)
         whole = FORMS[self.form].whole
         if whole is not None:
             outcome = whole(model, context, Names(model), self._why_left)
@@ -370,6 +373,24 @@ class Quant(Pass):
         if outcome.changed and self.notes == "drop":
             outcome.stats["notes"] = drop_notes(model, ports=False).total()
         return outcome
+
+    def _instead(self, context: Context) -> Quant | None:
+        """The form that a target without integers has in place of int8; None elsewhere."""
+        rules = TARGETS[context.target].quant
+        is_eight_bit = self.form == "int8" and self.bits == self.activation_bits == 8
+        # who chose a form for single layers, or a kernel, wants that
+        if (
+            not rules.instead
+            or not is_eight_bit
+            or self.layers
+            or self.kernel != "auto"
+        ):
+            return None
+        context.warn(
+            f"target {context.target}",
+            f"{rules.why_not}; quant({rules.instead}) was done instead",
+        )
+        return replace(self, form=rules.instead)
 
     def _warn_of_ends(self, outcome: PassOutcome, context: Context) -> None:
         """Tell the user where no weight got as few bits as were asked for."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..passes._core.targets import TARGETS
+from ._config.command import TARGET_NAME
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -69,6 +69,40 @@ MAX_LATENCY = click.option(
     help="Budget of a search: most milliseconds of a run on the first batch, on this machine.",
 )
 
+MAX_DROP = click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    help="Write nothing if the metric drops by more than this.",
+)
+
+MIN_SQNR = click.option(
+    "--min-sqnr",
+    type=float,
+    metavar="DB",
+    help="Write nothing if the outputs' signal-to-noise ratio to the original's is lower (dB).",
+)
+
+FLOOR = click.option(
+    "--floor",
+    metavar="TEXT",
+    help="Least that a lossy result keeps, unless --force: 3 (dB), 50% (of rows whose largest "
+    "output stays), both with a comma, or none. Default: 50% of classes, 3 dB of all else.",
+)
+
+VERIFY = click.option(
+    "--verify",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Run the models to compare them; auto: if the weights take at most 1 GiB.",
+)
+
+NO_PACK = click.option(
+    "--no-pack",
+    is_flag=True,
+    help="Do not store constants in fewer bytes at the end of a lossy pipeline (pass pack).",
+)
+
 METRIC_OUTPUT = click.option(
     "--metric-output",
     metavar="NAME",
@@ -77,12 +111,21 @@ METRIC_OUTPUT = click.option(
 
 TARGET = click.option(
     "--target",
-    type=click.Choice(TARGETS),
+    type=TARGET_NAME,
     default="cpu",
     show_default=True,
     help="What the result will run on. cpu: any CPU, with the same results on all. cpu-vnni, "
     "arm64: weights use all 8 bits, which loses accuracy on x86-64 without VNNI. cuda, tensorrt: "
-    "NVIDIA GPUs. generic: any other runtime.",
+    "NVIDIA GPUs. openvino, web, qnn, coreml: those runtimes (onnx-opt docs targets). generic: any "
+    "other.",
+)
+
+SHAPE = click.option(
+    "--shape",
+    "shapes",
+    metavar="NAME=DIMS",
+    multiple=True,
+    help="Fix the dims of an input, such as x=1,3,224,224; ? leaves one as it is. May be repeated.",
 )
 
 PROVIDER = click.option(
@@ -112,6 +155,25 @@ NO_CACHE = click.option(
     "--no-cache",
     is_flag=True,
     help="Compute metrics anew, also of models that were scored before.",
+)
+
+CACHE_IN = click.option(
+    "--cache",
+    "cache_in",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Keep results here, and take those of earlier runs on the same model, recipe and data; "
+    "not with --no-cache.",
+)
+
+CACHE_SIZE = click.option(
+    "--cache-size",
+    "cache_mb",
+    type=click.IntRange(min=1),
+    default=2048,
+    show_default=True,
+    metavar="MB",
+    help="Results that are kept, at most: those used last.",
 )
 
 REPORT = click.option(

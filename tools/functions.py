@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,6 +14,7 @@ from .result import Result
 
 if TYPE_CHECKING:
     from ._package.request import OrtFormat
+    from ._run.settings import Verify
 
 __all__ = [
     "batch",
@@ -327,6 +328,7 @@ def package(
     out: str | Path,
     *,
     target: str = "cpu",
+    shapes: Mapping[str, Sequence[int | None]] | Sequence[str] | None = None,
     data: Any = None,
     preprocess: str | Path | None = None,
     labels: str | Path | None = None,
@@ -340,10 +342,12 @@ def package(
 ) -> Facts:
     """Write a bundle: the model with all that it needs to run, and to prove that it does.
 
-    `out`: a folder to make, or an archive (.zip, .tar.gz). `data`: real inputs for the samples, as
-    of `optimize`; the other options as of `onnx-opt package`. Errors: UsageError (options, an
-    output that is there), RefusedError (model, data, no sample that it runs on).
+    `out`: a folder to make, or an archive (.zip, .tar.gz). `data`: real inputs for the samples;
+    `shapes`: dims to fix; both as of `optimize`. The other options as of `onnx-opt package`.
+    Errors: UsageError (options, an output that is there), RefusedError (model, data, no sample that
+    it runs on).
     """
+    from ..passes._core.input_shapes import as_shape_texts
     from ._package.package import package as make
     from ._package.request import PackageRequest
     from .commands.package import as_facts, bundle_parts
@@ -360,6 +364,7 @@ def package(
             model=path,
             out=Path(out),
             target=target,
+            shapes=as_shape_texts(shapes),
             data=data,
             ort=ort,
             bench=bench,
@@ -396,13 +401,23 @@ def batch(
     *,
     out: str | Path | None = None,
     jobs: int = 1,
+    ray: str | None = None,
     target: str = "cpu",
+    shapes: Mapping[str, Sequence[int | None]] | Sequence[str] | None = None,
     data: str | Path | Sequence[str | Path] | None = None,
+    eval_data: str | Path | Sequence[str | Path] | None = None,
+    metric: str | None = None,
+    metric_output: str | None = None,
+    max_drop: float | None = None,
     min_sqnr: float | None = None,
+    floor: str | float | None = None,
+    verify: Verify = "auto",
     strict: bool = False,
     bench: bool = True,
+    pack: bool = True,
     timeout: float | None = None,
     cache: bool = True,
+    cache_in: str | Path | None = None,
     cache_mb: int = 2048,
     force: bool = False,
     seed: int = 0,
@@ -410,10 +425,12 @@ def batch(
 ) -> Facts:
     """Optimize all models below a folder, `jobs` at a time, each in a process of its own.
 
-    `passes`: pipeline text; `data`: a place, or several; the other options as of `onnx-opt batch`.
+    `passes`: pipeline text; `data`, `eval_data`: a place, or several; `cache_in`: folder of the
+    results that are kept; the other options as of `onnx-opt batch`.
     `failed` names the models that failed, whose `error` says why; the others are done. Errors:
     RefusedError for a folder without models, UsageError.
     """
+    from ..passes._core.input_shapes import as_shape_texts
     from .commands.batch import batch_facts, batch_parts
 
     texts = (passes,) if isinstance(passes, str) else tuple(passes)
@@ -421,15 +438,25 @@ def batch(
         Path(folder),
         out=None if out is None else Path(out),
         jobs=jobs,
+        ray=ray,
         timeout=timeout,
+        cache_in=None if cache_in is None else Path(cache_in),
         cache_mb=cache_mb if cache else 0,
         progress=None,
         no_bench=not bench,
+        no_pack=not pack,
         passes=texts,
         target=target,
+        shapes=as_shape_texts(shapes),
         data=data,
-        seed=seed,
+        eval_data=eval_data,
+        metric=metric,
+        metric_output=metric_output,
+        max_drop=max_drop,
         min_sqnr=min_sqnr,
+        floor=None if floor is None else str(floor),
+        verify=verify,
+        seed=seed,
         threads=threads,
         strict=strict,
         force=force,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import OnnxOptError, UsageError
+from ..passes._core.input_shapes import as_shape_texts
 from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline
 from ..runtime.drift_words import ON_DATA
 from ..runtime.metrics import metric_named
@@ -34,6 +35,7 @@ def optimize(
     *,
     out: str | Path | None = None,
     target: str = "cpu",
+    shapes: Mapping[str, Sequence[int | None]] | Sequence[str] | None = None,
     data: Any = None,
     metric: str | Callable[..., Any] | None = None,
     metric_output: str | None = None,
@@ -63,7 +65,8 @@ def optimize(
     """Run `passes` over a model, check and measure every step, and write the result to `out`.
 
     `model`: a path, bytes, a ModelProto, an `ir.Model` (never modified) or torch's ONNXProgram.
-    `out` None: nothing is written. `data`: feeds in any form that `runtime.feeds.open_feeds` takes.
+    `out` None: nothing is written. `shapes`: dims of inputs to fix, by name (None: as it is), or
+    texts such as "x=1,3,224,224". `data`: feeds in any form that `runtime.feeds.open_feeds` takes.
     `metric`: a name, or a function of all outputs and labels; `metric_output`: the output that it
     scores. `cache`: take a built-in metric of files that were scored before from this machine's
     cache. `verify`: "auto" runs the model where its weights are at most 1 GiB. `min_sqnr` (dB) and
@@ -91,6 +94,7 @@ def optimize(
         pipeline=as_pipeline(passes),
         out=None if out is None else Path(out),
         target=target,
+        shapes=as_shape_texts(shapes),
         data=data,
         metric=metric,
         metric_output=metric_output,

@@ -45,7 +45,12 @@ def show_account(result: RunAccount, verbosity: int) -> None:
 
         for table in result_tables(result, verbosity):
             show(table, stderr=True)
-    for warning in result.warnings:
+    say_warnings(result.warnings)
+
+
+def say_warnings(warnings: list[str]) -> None:
+    """A line each, on stderr."""
+    for warning in warnings:
         say(f"warning: {warning}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from .. import CheckError, UsageError
 from ..passes._core.pipeline import Pipeline, PipelineStep, as_pipeline, parse
 from ..passes._core.recipe_files import check_recipe_file, write_recipe
+from ._jobs.engines import HereEngine
 from ._report.write import check_page
 from ._run.budgets import check_drop
 from ._run.cache import Cache
@@ -20,7 +21,7 @@ from ._run.settings import ProgressBar, RunSettings
 from ._tune.account import search_facts
 from ._tune.agreement import METRIC, AnsweredBy, add_answers
 from ._tune.aims import AIMS, Aim, bearable
-from ._tune.engines import HereEngine, TrialEngine, engine_of
+from ._tune.engines import TrialEngine, TrialJobs, engine_of
 from ._tune.goal import Goal, goal_of
 from ._tune.lab import Lab, open_lab
 from ._tune.plans import (
@@ -112,7 +113,7 @@ def tune(
     jobs: int = 0,
     ray: str | None = None,
     resume: str | Path | None = None,
-    recipe: str | Path | None = None,
+    save_recipe: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
     report: str | Path | None = None,
@@ -129,8 +130,8 @@ def tune(
     for are put back. `recover`: minutes of a closing `finetune`. `sensitivity`: whether losses of
     weights are measured or estimated from gradients; auto estimates where measuring takes too long.
     `minutes`: after which no further round begins. `jobs`: trials at a time (0: chosen); `ray`:
-    address of a cluster, or local. `resume`: a folder that keeps what is found out. `recipe`: a
-    file for the recipe, as TOML or text. `report`: a page to write. `tell`: is told of each trial.
+    address of a cluster, or local. `resume`: a folder that keeps what is found out. `save_recipe`:
+    a file for the recipe, as TOML or text. `report`: a page to write. `tell`: is told of each trial.
 
     Errors: UsageError for goals that nothing can keep, RefusedError (model, data), CheckError
     where no recipe keeps the budget: the nearest one is named.
@@ -154,7 +155,7 @@ def tune(
     page = None if report is None else Path(report)
     if page is not None:
         check_page(page)
-    recipe_file = None if recipe is None else Path(recipe)
+    recipe_file = None if save_recipe is None else Path(save_recipe)
     if recipe_file is not None:
         check_recipe_file(recipe_file)
     started = time.monotonic()
@@ -234,7 +235,7 @@ def _tuned(settings: RunSettings, asked: Asked) -> TuneResult:
         warnings += lab.run.reporter.warnings
         model_bytes = lab.original.figures.bytes or 0
     # trials beside each other would share the cores that they are timed on
-    engine: TrialEngine = HereEngine()
+    engine: TrialEngine = TrialJobs(HereEngine())
     if not task.is_timed:
         engine = engine_of(asked.jobs, asked.ray, model_bytes)
     if cache is not None:

@@ -1,7 +1,8 @@
 """Facts about targets, one row each: what a graph is made for, and what suits its runtime there.
 
-Every number was measured (docs/quantization.md and docs/channels.md say how); a fact is changed
-here, not in code.
+Numbers were measured (docs/quantization.md and docs/channels.md say how) where no comment says
+otherwise; a fact is changed here, not in code. What a runtime takes of a file, whichever form it
+has, is in `target_limits.py`.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class QuantRules:
     guard_float: bool = False
     """Keep the runtime itself from quantizing an excluded layer between int8 neighbours."""
     why_not: str = ""
+    instead: Literal["", "fp16"] = ""
+    """Form of `quant` that plain int8 becomes where `why_not` declines it; "": none."""
     why_not_int16: str = ""
     why_not_tables: str = ""
 
@@ -94,6 +97,8 @@ class Target:
     """
     cpus: str = ""
     architecture: str = ""
+    is_elsewhere: bool = False
+    """True if its runtime is another than the one here: nothing that is timed here tells of it."""
 
 
 # a table of its own beside `ops.MOVES`: MaxPool, Pad and Resize keep their input's range too
@@ -154,6 +159,24 @@ _GENERIC_INTEGERS = QuantRules(
 _NO_INTEGERS = QuantRules(
     why_not="ONNX Runtime's CUDA provider has no int8 Conv or MatMul: a QDQ graph runs slower "
     "there than fp32",
+    instead="fp16",
+)
+_OPENVINO_INTEGERS = dataclasses.replace(
+    # OpenVINO makes its own low-precision kernels of standard Q/DQ pairs
+    _GENERIC_INTEGERS,
+    quantizes_bias=(),
+)
+_QNN_INTEGERS = dataclasses.replace(
+    # units of Q/DQ pairs and an operator between them, as its page asks; 16-bit activations too
+    _GENERIC_INTEGERS,
+    dynamic=(),
+    why_not_tables="no table of 8-bit rows was tried on a Qualcomm NPU",
+)
+_COREML_INTEGERS = QuantRules(
+    why_not="ONNX Runtime's Core ML provider takes no quantized operators: they run on the CPU",
+    instead="fp16",
+    why_not_int16="Core ML's provider takes no quantized operators: use fp16",
+    why_not_tables="Core ML's provider takes no quantized operators",
 )
 
 TARGETS: dict[str, Target] = {
@@ -219,6 +242,49 @@ TARGETS: dict[str, Target] = {
             conv_width=8,
             width_step=4,
             folds_constants=False,
+            is_elsewhere=True,
+        ),
+        # widths of the next four were not measured
+        Target(
+            "openvino",
+            "cpu",
+            "Intel CPUs, GPUs and NPUs, OpenVINO: standard operators, integers as Q/DQ pairs",
+            quant=_OPENVINO_INTEGERS,
+            conv_width=8,
+            width_step=4,
+            folds_constants=False,
+            is_elsewhere=True,
+        ),
+        Target(
+            "web",
+            "cpu",
+            "browsers and node, onnxruntime-web on WebAssembly: 8-bit weights that saturate on no "
+            "CPU",
+            quant=dataclasses.replace(_CPU_INTEGERS, limits_pairs=True),
+            conv_width=8,
+            width_step=4,
+            computes_half=False,
+            is_elsewhere=True,
+        ),
+        Target(
+            "qnn",
+            "cpu",
+            "Qualcomm NPUs, ONNX Runtime's QNN provider: integers, fixed shapes (--shape)",
+            quant=_QNN_INTEGERS,
+            conv_width=8,
+            width_step=4,
+            folds_constants=False,
+            is_elsewhere=True,
+        ),
+        Target(
+            "coreml",
+            "cpu",
+            "Apple devices, ONNX Runtime's Core ML provider: float16, fixed shapes (--shape)",
+            quant=_COREML_INTEGERS,
+            conv_width=8,
+            width_step=4,
+            folds_constants=False,
+            is_elsewhere=True,
         ),
     )
 }

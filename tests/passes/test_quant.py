@@ -135,11 +135,21 @@ def test_attention_products_are_not_layers():
     assert (outcome.changed, outcome.declined) == (0, [])
 
 
-def test_cuda_is_declined_not_made_slower():
+@pytest.mark.parametrize("target", ["cuda", "coreml"])
+def test_targets_without_integers_get_float16_and_say_so(target):
     model = mlp()
-    outcome = Quant().run(model, NullContext(target="cuda"))
-    assert outcome.changed == 0
-    assert "no int8" in outcome.declined[0].reason
+    context = NullContext(target=target)
+    outcome = Quant().run(model, context)
+    assert outcome.unit == "nodes"
+    assert outcome.changed > 0
+    assert any("quant(fp16) was done instead" in str(each) for each in context.warnings)
+
+
+def test_integers_that_were_chosen_are_declined_on_cuda_not_made_slower():
+    for chosen in (Quant(bits=4), Quant(form="dynamic")):
+        outcome = chosen.run(mlp(), NullContext(target="cuda"))
+        assert outcome.changed == 0
+        assert "no int8" in outcome.declined[0].reason
 
 
 def test_unknown_form_is_a_usage_error():

@@ -138,7 +138,8 @@ def test_unknown_names_get_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'tensorrt'"):
         provider_named("tensorrrt")
     with pytest.raises(
-        UsageError, match="choose one of cpu, cpu-vnni, arm64, cuda, tensorrt, generic"
+        UsageError,
+        match="choose one of cpu, cpu-vnni, arm64, cuda, tensorrt, generic, openvino",
     ):
         target_named("xyz")
 

@@ -18,8 +18,10 @@ from click.testing import CliRunner
 from onnx_opt import RefusedError, UsageError
 from onnx_opt.tools._batch import job
 from onnx_opt.tools._batch.models import models_in
-from onnx_opt.tools._batch.recipe import Recipe
-from onnx_opt.tools._batch.store import ACCOUNT, Store
+from onnx_opt.tools._cache.recipe import Recipe
+from onnx_opt.tools._cache.results import ResultCache
+from onnx_opt.tools._cache.store import ACCOUNT, Store
+from onnx_opt.tools._run.provenance import sha256_of
 from onnx_opt.tools.cli import main
 from sample_models import CNN, MLP, model_from
 
@@ -275,7 +277,7 @@ def test_weights_beside_the_model_count(tmp_path, model):
     store = Store(tmp_path / "store", most=10_000)
     weights = model.parent / "w.bin"
     weights.write_bytes(b"1")
-    digest = {"w.bin": job.sha256_of(weights)}
+    digest = {"w.bin": sha256_of(weights)}
     assert kept(store, "a", 10, model, digest) is not None
     weights.write_bytes(b"2")
     assert store.find("a", model) is None
@@ -341,6 +343,7 @@ def test_a_result_with_weights_beside_it_comes_back_whole(tmp_path, monkeypatch)
     onnx.save(model_from(MLP), path)
     store = Store(tmp_path / "store", most=10**6)
     recipe = Recipe(passes=("simplify",))
+    cache = ResultCache(store, recipe)
     account = {"output_path": str(out)}
     (tmp_path / "back").mkdir()
     first, second = [
@@ -348,8 +351,8 @@ def test_a_result_with_weights_beside_it_comes_back_whole(tmp_path, monkeypatch)
         for folder in (tmp_path / "made", tmp_path / "back")
     ]
     monkeypatch.setattr(job, "_account", lambda *_: account)
-    assert job.run_job(first, recipe, store, job.Processes(None)).status == "done"
-    outcome = job.from_store(second, recipe, store)
+    assert job.run_job(first, recipe, cache, job.Processes(None)).status == "done"
+    outcome = job.from_cache(second, cache)
     assert outcome.status == "cached"
     assert outcome.account["output_path"] == str(second.out)
     names = sorted(each.name for each in second.out.parent.iterdir())
@@ -395,3 +398,25 @@ def test_ctrl_c_ends_the_processes_of_a_batch(zoo, tmp_path):
     assert "interrupted: stopped by the user" in said
     left = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
     assert left == {"mlp.onnx", "slow.py", "started"}
+
+
+@pytest.mark.slow
+# ray's own: files and sockets that it leaves to the collector
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_cluster_runs_a_batch(zoo, tmp_path):
+    pytest.importorskip("ray")
+    done = onnx_opt.batch(
+        zoo, "prune(sparsity=0.5)", out=tmp_path / "there", ray="local", bench=False
+    )
+    assert [row["status"] for row in done.models] == ["failed", "done", "done"]
+    again = onnx_opt.batch(
+        zoo, "prune(sparsity=0.5)", out=tmp_path / "here", bench=False
+    )
+    # a worker keeps what it made where the next batch finds it
+    assert [row["status"] for row in again.models] == ["failed", "cached", "cached"]
+    for name in ("mlp.opt.onnx", "deep/cnn.opt.onnx"):
+        one, other = (tmp_path / side / name for side in ("there", "here"))
+        assert one.read_bytes() == other.read_bytes()

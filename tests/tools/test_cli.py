@@ -190,7 +190,7 @@ def test_json_is_one_object_and_nothing_else(mlp):
     done = invoke(mlp, "-p", "prune", "--json", "--no-bench")
     assert done.stderr == ""
     # all that the published schema has, but for what is asked for and what a cache has
-    asked = {"loss", "layers", "files", "error", "step_latency", "tune"}
+    asked = {"loss", "layers", "files", "error", "step_latency", "tune", "cached"}
     known = set(run_schema()["properties"]) - asked
     assert set(json.loads(done.stdout)) == known
 
@@ -256,8 +256,9 @@ def test_finite_replaces_what_json_lacks():
             2,
             [
                 "error: --target: 'gpu' is not one of 'cpu', 'cpu-vnni', 'arm64', "
-                "'cuda', 'tensorrt', 'generic'",
-                "  fix: choose one of cpu, cpu-vnni, arm64, cuda, tensorrt, generic",
+                "'cuda', 'tensorrt', 'generic', 'openvino', 'web', 'qnn', 'coreml'",
+                "  fix: choose one of cpu, cpu-vnni, arm64, cuda, tensorrt, generic, openvino, "
+                "web, qnn, coreml",
             ],
         ),
         (

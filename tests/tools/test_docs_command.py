@@ -45,7 +45,7 @@ def test_a_page_is_piped_as_it_stands():
         ("exit-codes", "did you mean 'errors-and-exit-codes'?"),
         ("dta", "did you mean 'data'?"),
         ("smooth", "onnx-opt passes smooth"),
-        ("zzz", "the topics are account, channels, data, "),
+        ("zzz", "the topics are account, channels, ci, config, "),
     ],
 )
 def test_another_topic_is_told_the_nearest(topic, fix):

@@ -81,7 +81,7 @@ def test_nothing_is_packed(wide, passes, options):
 
 def test_which_runtimes_unpack_while_loading():
     folding = [name for name, target in TARGETS.items() if target.folds_constants]
-    assert folding == ["cpu", "cpu-vnni", "arm64", "cuda"]
+    assert folding == ["cpu", "cpu-vnni", "arm64", "cuda", "web"]
 
 
 def test_the_command_line_leaves_it_out(wide, tmp_path):

@@ -12,6 +12,7 @@ import onnx_opt
 import pytest
 from onnx_opt import CheckError, OnnxOptError, UsageError
 from onnx_opt.passes._core.pipeline import parse
+from onnx_opt.tools._jobs.engines import HereEngine, ProcessEngine
 from onnx_opt.tools._tune import search as search_module
 from onnx_opt.tools._tune import trial as trial_module
 from onnx_opt.tools._tune import verdict as verdict_module
@@ -22,7 +23,7 @@ from onnx_opt.tools._tune.choices import (
     total_loss,
     without_dominated,
 )
-from onnx_opt.tools._tune.engines import HereEngine, ProcessEngine
+from onnx_opt.tools._tune.engines import TrialJobs
 from onnx_opt.tools._tune.families import MenuRecipes
 from onnx_opt.tools._tune.front import front_of, keeps_accuracy
 from onnx_opt.tools._tune.goal import Goal, goal_of
@@ -367,8 +368,8 @@ def test_processes_come_to_the_same_trials(classifier):
     path, data, _ = classifier
     task = task_of(path, data)
     recipes = ["simplify, quant(measure=false)", "quant(palette, bits=4)"]
-    here = list(HereEngine().run(task, recipes))
-    processes = ProcessEngine(2)
+    here = list(TrialJobs(HereEngine()).run(task, recipes))
+    processes = TrialJobs(ProcessEngine(2))
     there = list(processes.run(task, recipes))
     processes.close()
     for first, second in zip(here, there, strict=True):

@@ -296,7 +296,7 @@ def test_a_search_ends_with_training(classifier, tmp_path):
     path, data = classifier
     recipe = tmp_path / "recipe.toml"
     result = onnx_opt.tune(
-        path, data=data, min_sqnr=12.0, recover=0.2, minutes=0.0, recipe=recipe
+        path, data=data, min_sqnr=12.0, recover=0.2, minutes=0.0, save_recipe=recipe
     )
     plain = onnx_opt.tune(path, data=data, min_sqnr=12.0, minutes=0.0)
     assert "finetune(minutes=0.2)" in result.search["recipe"]

@@ -1,14 +1,11 @@
-"""One model of a batch: taken from the store, or optimized in a process of its own."""
+"""One model of a batch: taken from the cache, or optimized in a process of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.worker import signal_name
-from .._run.provenance import sha256_of
+from .._cache.recipe import Recipe
+from .._cache.results import ResultCache
 from .models import BatchModel
-from .recipe import Recipe
-from .store import KeptResult, Store
 
 # this very package by its folder, as the worker's child has it
 _BOOTSTRAP = """
@@ -53,51 +49,13 @@ class Outcome:
     account: dict[str, Any] = field(default_factory=dict)
 
 
-def from_store(model: BatchModel, recipe: Recipe, store: Store) -> Outcome | None:
+def from_cache(model: BatchModel, cache: ResultCache) -> Outcome | None:
     """Put the result that is kept in its place; None where none is kept."""
     start = time.monotonic()
-    try:
-        entry = store.find(recipe.key(model.path), model.path)
-    # it is told where the model is run
-    except OSError:
+    account = cache.take(model.path, model.out)
+    if account is None:
         return None
-    if entry is None or not _is_placed(entry, model.out):
-        return None
-    account = {**entry.account, "output_path": str(model.out)}
     return Outcome(model, "cached", time.monotonic() - start, account)
-
-
-def _is_placed(entry: KeptResult, out: Path) -> bool:
-    """Copy a result to its place; False where another batch has just removed it."""
-    *data, name = entry.files
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if data:
-            # the writer of models gives data files names that nothing uses yet
-            from ...frontends.onnx_file import load, save
-
-            save(load(entry.folder / name), out)
-            return True
-        handle, temporary = tempfile.mkstemp(
-            dir=out.parent, prefix=f".{out.name[:80]}."
-        )
-        os.close(handle)
-        try:
-            shutil.copyfile(entry.folder / name, temporary)
-            # mkstemp's are for one user alone
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, out)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class Processes:
@@ -147,31 +105,44 @@ class Stopped(Exception):
     """The batch is over before its time."""
 
 
+@dataclass(frozen=True)
+class JobSettings:
+    """Settings that all jobs of a batch share; they can be sent to other machines.
+
+    `timeout`: seconds of a model; None: no limit.
+    """
+
+    recipe: Recipe
+    cache: ResultCache | None
+    timeout: float | None
+
+
+def run_elsewhere(settings: JobSettings, model: BatchModel) -> Outcome:
+    """`run_job` on a worker of a cluster, which reads and writes the same files."""
+    processes = Processes(settings.timeout)
+    try:
+        return run_job(model, settings.recipe, settings.cache, processes)
+    finally:
+        processes.stop()
+
+
 def run_job(
-    model: BatchModel, recipe: Recipe, store: Store | None, processes: Processes
+    model: BatchModel, recipe: Recipe, cache: ResultCache | None, processes: Processes
 ) -> Outcome:
     """Optimize one model in a process of its own, whatever becomes of that.
 
-    `store`: keeps what succeeds.
+    `cache`: keeps what succeeds.
     """
     start = time.monotonic()
-    before = _digest(model.path)
+    before = None if cache is None else cache.digest(model.path)
     model.out.parent.mkdir(parents=True, exist_ok=True)
     account = _account(model, recipe, processes)
     seconds = time.monotonic() - start
     if "error" in account:
         return Outcome(model, "failed", seconds, account)
-    # nothing is kept of a model that changed meanwhile
-    if store is not None and before is not None and before == _digest(model.path):
-        _keep(model, recipe, store, account)
+    if cache is not None:
+        cache.keep(model.path, before, model.out, account)
     return Outcome(model, "done", seconds, account)
-
-
-def _digest(path: Path) -> str | None:
-    try:
-        return sha256_of(path)
-    except OSError:
-        return None
 
 
 def _account(model: BatchModel, recipe: Recipe, processes: Processes) -> dict[str, Any]:
@@ -201,22 +172,3 @@ def _account(model: BatchModel, recipe: Recipe, processes: Processes) -> dict[st
 def _error(model: BatchModel, problem: str, fix: str) -> dict[str, Any]:
     words = {"where": str(model.path), "problem": problem, "fix": fix}
     return {"error": {**words, "exit_code": 1}}
-
-
-def _keep(
-    model: BatchModel, recipe: Recipe, store: Store, account: dict[str, Any]
-) -> None:
-    from ...frontends.onnx_file import load
-    from .._run.figures import files_of
-
-    result = load(model.out)
-    data = files_of(model.out, result) - {model.out}
-    original = load(model.path)
-    read = files_of(model.path, original) - {model.path}
-    folder = os.path.realpath(model.path.parent)
-    weights = {}
-    for file in read:
-        name = os.path.relpath(os.path.realpath(file), folder)
-        weights[name] = sha256_of(file)
-    key = recipe.key(model.path)
-    store.keep(key, [*sorted(data), model.out], weights, account)

@@ -21,7 +21,7 @@ def extra_files(request: PackageRequest) -> dict[str, Path]:
 
     Errors: RefusedError for one that was given and is not there.
     """
-    beside = companions(request.data, request.model.parent)
+    beside = companions(request.data, request.folder)
     chosen = {
         PREPROCESS: request.preprocess or beside.preprocess,
         LABELS: request.labels or beside.classes,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ... import RefusedError
+from ...frontends.onnx_file import load, save
+from ...passes._core.input_shapes import fix_input_shapes
 from ...passes._core.scratch import scratch_folder
+from ...passes._core.target_limits import misfits
 from ...runtime.bundles import Content, Place, texts, write
 from ...runtime.hardware import covers
 from ...runtime.worker_pool import pool
+from .._run.misfits import grouped
 from .._run.provenance import sha256_of
 from .content import (
     ORT,
@@ -45,7 +50,9 @@ def package(request: PackageRequest) -> WrittenBundle:
     place = Place.of(request.out, request.force)
     extras = extra_files(request)
     with pool().borrowed() as worker, scratch_folder() as scratch:
+        request = _with_shapes(request, scratch)
         packaged = PackagedModel.of(request, worker)
+        _tell_misfits(packaged)
         files: Files = dict(model_files(packaged))
         samples = sample_files(packaged.session, packaged.samples)
         files.update(samples)
@@ -63,6 +70,31 @@ def package(request: PackageRequest) -> WrittenBundle:
         full = write(place, files, manifest)
     _warn_of_saturation(packaged, full)
     return WrittenBundle(place.path, full, packaged.warnings)
+
+
+def _with_shapes(request: PackageRequest, scratch: Path) -> PackageRequest:
+    """The request for a copy of the model that has the shapes, where any are asked for."""
+    if not request.shapes:
+        return request
+    model = load(request.model)
+    fix_input_shapes(model, request.shapes)
+    folder = scratch / "fixed"
+    folder.mkdir()
+    path = folder / request.model.name
+    save(model, path, durable=False)
+    return replace(request, model=path, source=request.model)
+
+
+def _tell_misfits(packaged: PackagedModel) -> None:
+    """Warn of nodes that run beside the target. Errors: RefusedError where nothing runs on it."""
+    name = packaged.target.name
+    where = f"target {name}"
+    found = misfits(packaged.model, name)
+    for group in grouped(found):
+        if group.is_fatal:
+            raise RefusedError(where, group.problem, group.fix)
+        warning = f"{where}: {group.problem}: {group.fix}"
+        packaged.warnings.append(warning)
 
 
 def _keeps_ort_format(request: PackageRequest, times: Times) -> bool:

@@ -76,7 +76,7 @@ class PackagedModel:
             )
             made_up, _ = synthetic_batches(session, self.request.seed)
             return expected(session, made_up)
-        folder = self.request.model.parent
+        folder = self.request.folder
         feeds = open_feeds(data, session.inputs, folder, session.outputs)
         batches = few(feeds, session.inputs)
         self.warnings.extend(f"data: {message}" for message in feeds.warnings)

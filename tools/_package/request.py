@@ -19,6 +19,7 @@ class PackageRequest:
     model: Path
     out: Path
     target: str = "cpu"
+    shapes: tuple[str, ...] = ()
     data: Any = None
     preprocess: Path | None = None
     labels: Path | None = None
@@ -29,3 +30,10 @@ class PackageRequest:
     cache: bool = True
     seed: int = 0
     force: bool = False
+    source: Path | None = None
+    """File that `model` was made of, where its shapes were fixed."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the original, where companions such as a tokenizer may lie."""
+        return (self.source or self.model).parent

@@ -12,6 +12,7 @@ from .settings import RunSettings
 OPTIONS = {
     "out": "--out",
     "target": "--target",
+    "shapes": "--shape",
     "data": "--data",
     "eval_data": "--eval-data",
     "metric": "--metric",

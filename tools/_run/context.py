@@ -20,6 +20,7 @@ from ...passes._core.normalize import normalize
 from ...passes._core.ops import FLOATS, is_standard
 from ...passes._core.outcome import Declined, PassOutcome
 from ...passes._core.scratch import scratch_folder
+from ...passes._core.targets import target_named
 from ...passes._core.training_recipe import TrainingRecipe
 from ...passes.unpack import restore_packed
 from ...runtime.context import MadeUp, RunContext
@@ -45,7 +46,8 @@ def context_of(
     """Context of a run's passes. Errors: RefusedError for the file of a teacher."""
     settings = run.settings
     # candidates are run and timed only where the model is made for, if the original runs there
-    runs_on_target = inputs.reference is not None and settings.target != "generic"
+    is_elsewhere = target_named(settings.target).is_elsewhere
+    runs_on_target = inputs.reference is not None and not is_elsewhere
     return TrainingContext(
         run.worker,
         inputs.calibration,

@@ -31,6 +31,7 @@ from .harm import is_kept, judgement_of
 from .kernels import compare_kernels, is_quantized, remedy
 from .load import Original, own_fault, reading_of
 from .measure import Latencies, measure_latency
+from .misfits import warn_of_misfits
 from .provenance import stamp
 from .result import Step
 from .run import Run
@@ -101,6 +102,7 @@ def finish(
     else:
         product = _changed(run, original, inputs, verifier, context, checked)
     model = product.model
+    warn_of_misfits(run, model)
     out = None if settings.dry_run else settings.out
     if out is None and not original.is_run and settings.metric is None:
         with run.reporter.progress("count"):

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ... import CheckError, RefusedError
 from ...frontends.onnx_file import Reading, check_output, read, save
 from ...passes._core.declared import declare_as_is
+from ...passes._core.input_shapes import fix_input_shapes
 from ...passes._core.normalize import normalize
 from ...passes._core.stats import model_macs
 from ...passes._core.stored import bits_by_count, stored_constants
@@ -41,8 +42,8 @@ class Original:
     runs it. `files`: that file and those of its weights. `complaint`: what strict inference says of
     the file itself. `is_large`: its weights are above 1 GiB. `is_run`: models are run to check
     them. `has_shapes`, `is_quantized`, `was_packed`: as it came, before anything was inferred or
-    changed. `was_mended`: the file has faults that loading it has mended. `changes`: what reading
-    and normalizing changed, in words.
+    changed. `was_mended`: loading has mended faults of the file, or fixed its shapes. `changes`:
+    what reading and normalizing changed, in words.
     """
 
     about: dict[str, Any]
@@ -117,6 +118,7 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
     if validity != Validity(None, None):
         # normalizing may mend what the file fails; passes must not undo that
         validity = validity.either(validity_of(model))
+    is_another = bool(reading.mended or settings.shapes)
     original = Original(
         about=about,
         # shapes that normalizing infers make the MACs known
@@ -132,20 +134,25 @@ def load_original(run: Run) -> tuple[Original, ir.Model]:
         has_shapes=has_shapes,
         is_quantized=was_quantized,
         was_packed=was_packed,
-        was_mended=bool(reading.mended) or validity != of_file,
+        was_mended=is_another or validity != of_file,
         changes=tuple(changes),
     )
     return original, model
 
 
 def reading_of(settings: RunSettings) -> Reading:
-    """The original as its file has it; of a model in memory a clone."""
+    """The original as its file has it, with the shapes that were asked for; of a model in memory a
+    clone.
+    """
     if isinstance(settings.model, Path):
-        return read(settings.model)
-    # passes work in place, and the caller's model must stay as it is
-    model = settings.model.clone()
-    declare_as_is(model)
-    return Reading(model, [], [])
+        reading = read(settings.model)
+    else:
+        # passes work in place, and the caller's model must stay as it is
+        model = settings.model.clone()
+        declare_as_is(model)
+        reading = Reading(model, [], [])
+    fixed = fix_input_shapes(reading.model, settings.shapes)
+    return dataclasses.replace(reading, changes=[*reading.changes, *fixed])
 
 
 def _refuse_or_warn_unrun(run: Run) -> None:
@@ -180,7 +187,7 @@ def _files_of(
 
     None where this run needs none.
     """
-    if run.settings.source is not None:
+    if run.settings.source is not None and not run.settings.shapes:
         path = run.settings.source.absolute()
         return path, frozenset(files_of(path, model))
     if not is_run and run.settings.metric is None:

@@ -17,7 +17,7 @@ from ..console import finite
 from .clock import TimedStep
 from .figures import Figures
 
-SCHEMA = "1.0"
+SCHEMA = "1.1"
 """Version of the JSON form: within 1.x fields are added, and none is renamed or removed."""
 
 

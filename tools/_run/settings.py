@@ -28,6 +28,7 @@ class RunSettings:
     pipeline: Pipeline
     out: Path | None = None
     target: str = "cpu"
+    shapes: tuple[str, ...] = ()
     data: Any = None
     metric: str | Callable[..., Any] | None = None
     metric_output: str | None = None

@@ -1,16 +1,14 @@
-"""Engines: where trials run. In this process, in several of this machine, or on a Ray cluster."""
+"""Trials of a search as jobs: how many at a time, and where."""
 
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from dataclasses import dataclass
 from typing import Protocol
 
-from ... import UsageError
 from ...runtime.stages import available_memory
+from .._jobs.engines import HereEngine, JobEngine, ProcessEngine, RayEngine
 from .trial import RecipeTrial, Task, run_trial
 
 MEMORY_EACH = 8
@@ -34,77 +32,17 @@ class TrialEngine(Protocol):
         ...
 
 
-class HereEngine:
-    """One trial after the other, in this process."""
+@dataclass(frozen=True)
+class TrialJobs:
+    """Trials as jobs of an engine."""
+
+    engine: JobEngine
 
     def run(self, task: Task, recipes: Sequence[str]) -> Iterator[RecipeTrial]:
-        for recipe in recipes:
-            yield run_trial(task, recipe)
+        return self.engine.run(run_trial, task, recipes)
 
     def close(self) -> None:
-        return None
-
-
-class ProcessEngine:
-    """Trials in so many processes of this machine."""
-
-    def __init__(self, jobs: int) -> None:
-        # a fresh interpreter each: threads of this one do not survive a fork
-        self._pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-
-    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[RecipeTrial]:
-        require_sendable(task)
-        each = [self._pool.submit(run_trial, task, recipe) for recipe in recipes]
-        for future in each:
-            yield future.result()
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-
-class RayEngine:
-    """Trials on a Ray cluster, each on a worker that reads the same files."""
-
-    def __init__(self, address: str) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise UsageError(
-                "--ray", "Ray is not installed", "pip install 'onnx-opt[ray]'"
-            ) from None
-        self._ray = ray
-        local = address == "local"
-        if not ray.is_initialized():
-            ray.init(
-                address=None if local else address,
-                include_dashboard=False,
-                log_to_driver=False,
-            )
-        self._run = ray.remote(run_trial)
-
-    def run(self, task: Task, recipes: Sequence[str]) -> Iterator[RecipeTrial]:
-        require_sendable(task)
-        shared = self._ray.put(task)
-        each = [self._run.remote(shared, recipe) for recipe in recipes]
-        for one in each:
-            trial: RecipeTrial = self._ray.get(one)
-            yield trial
-
-    def close(self) -> None:
-        self._ray.shutdown()
-
-
-def require_sendable(task: Task) -> None:
-    """Raise UsageError for data or a metric that other processes cannot be given."""
-    try:
-        pickle.dumps(task)
-    # whatever the objects of a caller raise
-    except Exception as error:
-        raise UsageError(
-            "--jobs",
-            f"data or metric cannot be sent to other processes ({type(error).__name__})",
-            "give a path, module:callable or file.py:callable, or --jobs 1",
-        ) from None
+        self.engine.close()
 
 
 def engine_of(jobs: int, ray: str | None, model_bytes: int) -> TrialEngine:
@@ -114,10 +52,10 @@ def engine_of(jobs: int, ray: str | None, model_bytes: int) -> TrialEngine:
     that lasts as long as the search. Errors: UsageError without Ray.
     """
     if ray is not None:
-        return RayEngine(ray)
+        return TrialJobs(RayEngine(ray))
     if jobs == 0:
         jobs = bearable_jobs(model_bytes)
-    return ProcessEngine(jobs) if jobs > 1 else HereEngine()
+    return TrialJobs(ProcessEngine(jobs) if jobs > 1 else HereEngine())
 
 
 def bearable_jobs(model_bytes: int) -> int:

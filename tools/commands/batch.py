@@ -7,13 +7,30 @@ from typing import Any
 
 import click
 
-from ..command_options import TARGET, THREADS, data_option, seed_option
+from .._config.command import ConfiguredCommand, config_options
+from ..command_options import (
+    CACHE_IN,
+    CACHE_SIZE,
+    EVAL_DATA,
+    FLOOR,
+    MAX_DROP,
+    METRIC_OUTPUT,
+    MIN_SQNR,
+    NO_PACK,
+    SHAPE,
+    TARGET,
+    THREADS,
+    VERIFY,
+    data_option,
+    metric_option,
+    seed_option,
+)
 from ..console import Progress, emit_json, say, shared_options, show
 
 _FOLDER = click.Path(path_type=Path)
 
 
-@click.command("batch")
+@click.command("batch", cls=ConfiguredCommand)
 @click.argument("folder", type=_FOLDER)
 @click.option(
     "-o",
@@ -30,6 +47,12 @@ _FOLDER = click.Path(path_type=Path)
     help="Models at a time. With several, measured times are those of a busy machine.",
 )
 @click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Run them on this Ray cluster instead, whose machines see the same files; auto: the one "
+    "this machine belongs to, local: one that lasts as long as the batch.",
+)
+@click.option(
     "-p",
     "--passes",
     multiple=True,
@@ -37,15 +60,18 @@ _FOLDER = click.Path(path_type=Path)
     help="The pipeline, or @FILE that holds it; may be repeated. Default: simplify,quant.",
 )
 @TARGET
+@SHAPE
 @data_option("Feeds for calibration and checks of every model")
-@click.option(
-    "--min-sqnr",
-    type=float,
-    metavar="DB",
-    help="A model fails if its signal-to-noise ratio to the original is below this (dB).",
-)
+@EVAL_DATA
+@metric_option()
+@METRIC_OUTPUT
+@MAX_DROP
+@MIN_SQNR
+@FLOOR
 @click.option("--strict", is_flag=True, help="As of the main job.")
+@VERIFY
 @click.option("--no-bench", is_flag=True, help="Measure no latency.")
+@NO_PACK
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),
@@ -53,15 +79,8 @@ _FOLDER = click.Path(path_type=Path)
     help="A model that takes longer fails. Default: no limit.",
 )
 @click.option("--no-cache", is_flag=True, help="Optimize anew, and keep nothing.")
-@click.option(
-    "--cache-size",
-    "cache_mb",
-    type=click.IntRange(min=1),
-    default=2048,
-    show_default=True,
-    metavar="MB",
-    help="Results that are kept, at most: those used last.",
-)
+@CACHE_IN
+@CACHE_SIZE
 @click.option(
     "--force",
     is_flag=True,
@@ -69,10 +88,12 @@ _FOLDER = click.Path(path_type=Path)
 )
 @seed_option("everything random")
 @THREADS
+@config_options
 @shared_options
 def command(
     folder: Path,
     no_cache: bool,
+    cache_in: Path | None,
     cache_mb: int,
     as_json: bool,
     verbosity: int,
@@ -88,6 +109,7 @@ def command(
 
     facts = batch_facts(
         folder,
+        cache_in=cache_in,
         cache_mb=0 if no_cache else cache_mb,
         progress=Progress(verbosity - as_json),
         **options,
@@ -116,24 +138,29 @@ def batch_facts(
     *,
     out: Path | None,
     jobs: int,
+    ray: str | None,
     timeout: float | None,
+    cache_in: Path | None,
     cache_mb: int,
     progress: Any,
     no_bench: bool,
+    no_pack: bool,
     **options: Any,
 ) -> dict[str, Any]:
     """The JSON form; `options`: as of `Recipe`."""
     from .._batch.batch import BatchRequest, as_facts, run_batch
-    from .._batch.recipe import Recipe
+    from .._cache.recipe import Recipe
 
-    recipe = Recipe(bench=not no_bench, **options)
+    recipe = Recipe(bench=not no_bench, pack=not no_pack, **options)
     request = BatchRequest(
         folder=folder,
         recipe=recipe,
         out=out,
         jobs=jobs,
+        ray=ray,
         timeout=timeout,
         cache_mb=cache_mb,
+        cache_in=cache_in,
         progress=progress,
     )
     return as_facts(run_batch(request), folder)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._package.request import ORT_FORMAT, PackageRequest
-from ..command_options import TARGET, data_option, seed_option
+from ..command_options import SHAPE, TARGET, data_option, seed_option
 from ..console import emit_json, say, shared_options, show
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _FILE = click.Path(path_type=Path)
     help="Folder to make, or an archive: NAME.zip, NAME.tar.gz.",
 )
 @TARGET
+@SHAPE
 @data_option("Real inputs for the samples, instead of made-up ones")
 @click.option(
     "--preprocess",

@@ -8,19 +8,29 @@ from typing import Any
 import click
 
 from ... import OnnxOptError, UsageError
+from .._config.command import ConfiguredCommand, config_options
 from .._run.clock import Clock
+from ..cached_result import CachedResult
 from ..command_options import (
+    CACHE_IN,
+    CACHE_SIZE,
     EVAL_DATA,
+    FLOOR,
     FORCE,
     LAYERS,
     MAX_BYTES,
+    MAX_DROP,
     MAX_LATENCY,
     METRIC_OUTPUT,
+    MIN_SQNR,
     NO_CACHE,
+    NO_PACK,
     REPORT,
     RESUME,
+    SHAPE,
     TARGET,
     THREADS,
+    VERIFY,
     data_option,
     metric_option,
     seed_option,
@@ -30,7 +40,7 @@ from ..short_search import ShortSearch
 from ..shown import show_account, show_losses, show_result
 
 
-@click.command("run")
+@click.command("run", cls=ConfiguredCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -47,6 +57,7 @@ from ..shown import show_account, show_losses, show_result
     "search one that keeps the budgets, as a default that misses them does.",
 )
 @TARGET
+@SHAPE
 @data_option("Feeds for calibration and checks")
 @EVAL_DATA
 @metric_option()
@@ -54,17 +65,8 @@ from ..shown import show_account, show_losses, show_result
 @click.option(
     "--metric-each", is_flag=True, help="Measure the metric after each pass, too."
 )
-@click.option(
-    "--max-drop",
-    type=click.FloatRange(min=0),
-    help="Write nothing if the metric drops by more than this.",
-)
-@click.option(
-    "--min-sqnr",
-    type=float,
-    metavar="DB",
-    help="Write nothing if the outputs' signal-to-noise ratio to the original's is lower (dB).",
-)
+@MAX_DROP
+@MIN_SQNR
 @MAX_BYTES
 @MAX_LATENCY
 @click.option(
@@ -72,33 +74,20 @@ from ..shown import show_account, show_losses, show_result
     is_flag=True,
     help="Where --passes miss --max-drop or --min-sqnr: leave as few layers as needed as they are.",
 )
-@click.option(
-    "--floor",
-    metavar="TEXT",
-    help="Least that a lossy result keeps, unless --force: 3 (dB), 50% (of rows whose largest "
-    "output stays), both with a comma, or none. Default: 50% of classes, 3 dB of all else.",
-)
+@FLOOR
 @seed_option("everything random")
 @THREADS
-@click.option(
-    "--verify",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    show_default=True,
-    help="Run the models to compare them; auto: if the weights take at most 1 GiB.",
-)
+@VERIFY
 @click.option("--no-bench", is_flag=True, help="Do not measure latency.")
 @NO_CACHE
+@CACHE_IN
+@CACHE_SIZE
 @click.option(
     "--zipped",
     is_flag=True,
     help="Also show the sizes of both files in a zip archive (level 9).",
 )
-@click.option(
-    "--no-pack",
-    is_flag=True,
-    help="Do not store constants in fewer bytes at the end of a lossy pipeline (pass pack).",
-)
+@NO_PACK
 @click.option(
     "--explain-loss",
     is_flag=True,
@@ -118,6 +107,7 @@ from ..shown import show_account, show_losses, show_result
     help="Fail where an exact pass is not exact, or nothing can be compared.",
 )
 @FORCE
+@config_options
 @shared_options
 def command(
     model: Path,
@@ -128,6 +118,8 @@ def command(
     no_bench: bool,
     no_cache: bool,
     no_pack: bool,
+    cache_in: Path | None,
+    cache_mb: int,
     **options: Any,
 ) -> None:
     """Optimize MODEL by a pipeline of passes, and write the result.
@@ -135,6 +127,12 @@ def command(
     Each pass is checked against the original; size, latency and metric are measured before and
     after.
     """
+    flags = {"no_bench": no_bench, "no_cache": no_cache, "no_pack": no_pack}
+    kept = CachedResult(model, out, cache_in, cache_mb)
+    if kept.is_asked and not no_cache:
+        kept.open(passes, {**options, **flags})
+        if kept.show_known(as_json, verbosity):
+            return
     clock = Clock()
     with clock.step("start"):
         # these imports are here, not above: onnx_ir takes a second to load, and --help needs none
@@ -147,7 +145,6 @@ def command(
 
     repair = options.pop("repair")
     costs = {key: options.pop(key) for key in ("max_bytes", "max_latency_ms")}
-    flags = {"no_bench": no_bench, "no_cache": no_cache, "no_pack": no_pack}
     given = {**options, **costs, **flags}
     search = ShortSearch(model, passes, given, as_json, verbosity, repair)
     target = out or default_output(model)
@@ -177,6 +174,7 @@ def command(
             if options["explain_loss"]:
                 show_losses(error.account.loss, passes, verbosity=1)
         raise
+    kept.keep(result)
     show_result(result, as_json, verbosity)
     # with --report they are on its page
     if options["explain_loss"] and not as_json and verbosity >= 0:

@@ -100,7 +100,7 @@ from ..shown import show_result, show_search, tell_trial
     help="Where to write. Default: MODEL's stem + .opt.onnx.",
 )
 @click.option(
-    "--recipe",
+    "--save-recipe",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="Write the recipe here for --passes @FILE: as TOML if it ends in .toml, else as text.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 from ... import UsageError, __version__
 from ...runtime.data_files import data_files
 from ...runtime.hardware import hardware
+from .._run.command import OPTIONS
 from .._run.provenance import sha256_of
+from .._run.settings import Verify
 
 PACKAGE = Path(__file__).resolve().parents[2]
 LAYERS = ("passes", "runtime", "frontends", "tools")
@@ -28,53 +30,75 @@ _FOREIGN = re.compile(r"(^|,)\s*[A-Za-z_]\w*\.")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Options of the main job that all models of a batch share."""
+    """Options of the main job that results of models depend on."""
 
     passes: tuple[str, ...] = ()
     target: str = "cpu"
+    shapes: tuple[str, ...] = ()
     data: Any = None
-    seed: int = 0
+    eval_data: Any = None
+    metric: str | None = None
+    metric_output: str | None = None
+    max_drop: float | None = None
     min_sqnr: float | None = None
+    floor: str | None = None
+    seed: int = 0
     threads: int = 0
+    verify: Verify = "auto"
     bench: bool = True
+    pack: bool = True
+    metric_each: bool = False
+    zipped: bool = False
+    explain_loss: bool = False
+    layers: bool = False
     strict: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
-        parts = self.data if isinstance(self.data, (list, tuple)) else [self.data]
-        for part in parts:
-            if not isinstance(part, (str, Path, type(None))):
-                raise UsageError(
-                    "data",
-                    f"a {type(part).__name__} cannot go to the processes of a batch",
-                    "give a path, or module:callable",
-                )
+        for name in ("data", "eval_data", "metric"):
+            for part in _parts(getattr(self, name)):
+                if not isinstance(part, (str, Path)):
+                    raise UsageError(
+                        name,
+                        f"a {type(part).__name__} cannot go to the processes of a batch",
+                        "give a path, or module:callable",
+                    )
+
+    @classmethod
+    def of_options(cls, passes: tuple[str, ...], options: dict[str, Any]) -> Recipe:
+        """The recipe of a command line of the main job."""
+        taken: dict[str, Any] = {"passes": passes}
+        for field in fields(cls):
+            if field.name in options:
+                taken[field.name] = options[field.name]
+        for name in ("bench", "pack"):
+            taken[name] = not options[f"no_{name}"]
+        return cls(**taken)
 
     def words(self) -> list[str]:
-        """The options as words of the command line."""
-        words = []
-        for text in self.passes:
-            words += ["--passes", text]
-        parts = self.data if isinstance(self.data, (list, tuple)) else [self.data]
-        for part in parts:
-            if part is not None:
-                words += ["--data", str(part)]
-        words += ["--target", self.target, "--seed", str(self.seed)]
-        words += ["--threads", str(self.threads)]
-        if self.min_sqnr is not None:
-            words += ["--min-sqnr", str(self.min_sqnr)]
-        flags = {
-            "--no-bench": not self.bench,
-            "--strict": self.strict,
-            "--force": self.force,
-        }
-        return words + [flag for flag, is_set in flags.items() if is_set]
+        """The options as words of the command line, those at their defaults left out."""
+        # the file of options was read for all models at once
+        words = ["--config", "none"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            option = OPTIONS.get(field.name, f"--{field.name}")
+            # a flag says the opposite of the default, whichever that is
+            if isinstance(value, bool):
+                words.append(option)
+                continue
+            for part in _parts(value):
+                words += [option, str(part)]
+        return words
 
     @property
     def why_not_kept(self) -> str | None:
         """Reason why results cannot be found again; None where they can."""
         if self._data_files is None:
             return "nothing tells whether data that code makes has changed"
+        if self.metric is not None and ":" in self.metric:
+            return "nothing tells whether a metric of your own has changed"
         if any(_FOREIGN.search(text) for text in self.passes):
             return "nothing tells whether a pass of another package has changed"
         return None
@@ -86,19 +110,20 @@ class Recipe:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
-    def _data_files(self) -> list[list[str]] | None:
-        """Names and digests of the files of the data; None where there are none to compare."""
-        if self.data is None:
-            return []
-        files = data_files(self.data)
-        if files is None:
-            return None
-        return [[file.name, sha256_of(file.path)] for file in files]
+    def _data_files(self) -> list[list[list[str]]] | None:
+        """Names and digests of files of data and labels; None where none are to compare."""
+        found = []
+        for data in (self.data, self.eval_data):
+            files = [] if data is None else data_files(data)
+            if files is None:
+                return None
+            found.append([[file.name, sha256_of(file.path)] for file in files])
+        return found
 
     @cached_property
     def _content(self) -> dict[str, Any]:
         """Everything besides the model that a result depends on."""
-        options = replace(self, data=None)
+        options = replace(self, data=None, eval_data=None)
         return {
             "options": options.words(),
             "files": self._named_files(),
@@ -111,6 +136,13 @@ class Recipe:
         """Digests of files that the passes name: a recipe, a table of layers."""
         names = re.findall(r"[^\s,=()\[\]\"'@:]+", " ".join(self.passes))
         return [sha256_of(Path(name)) for name in names if Path(name).is_file()]
+
+
+def _parts(value: Any) -> list[Any]:
+    """The values of an option: several, one or none."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _program() -> dict[str, Any]:

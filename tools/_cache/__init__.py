@@ -1,0 +1,1 @@
+"""Results of earlier runs, found again by everything that they depend on."""

@@ -1,0 +1,1 @@
+"""Calls of onnxruntime.quantization, said in the words of this project."""
