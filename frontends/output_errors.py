@@ -10,6 +10,7 @@ the Gauss-Newton form of the outputs' mean square error.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from .. import RefusedError
 from ..passes._core.output_drift import float_outputs
 from ..passes._core.output_errors import Change, OutputErrors
+from .side_by_side import side_by_side
 from .trainable import TrainableModule, to_torch
 
 DRAWS = 4
@@ -75,6 +77,7 @@ class _Estimator:
     ) -> None:
         self.seed = seed
         self.draws = draws
+        self.held = 0
         self.outputs = float_outputs(model)
         self.changes = list(dict.fromkeys(each.change for each in layers))
         self.changed = [each.change for each in layers]
@@ -101,8 +104,13 @@ class _Estimator:
     def sums(self, runs: Iterable[Mapping[str, Array]]) -> OutputErrors:
         """Sums over runs on feeds."""
         total = OutputErrors.none(self.outputs, self.changes)
-        for feeds in runs:
+        waiting = iter(runs)
+        # the first one tells how many fit in memory beside each other
+        for feeds in itertools.islice(waiting, 1):
             total = total.merged(self._sums_of_run(feeds))
+        most = MEMORY // max(self.held, 1)
+        for found in side_by_side(self._sums_of_run, waiting, most):
+            total = total.merged(found)
         return total
 
     def _sums_of_run(self, feeds: Mapping[str, Array]) -> OutputErrors:
@@ -118,8 +126,10 @@ class _Estimator:
         random = np.random.default_rng([self.seed, _digest(feeds)])
         # outputs take turns: with more of them than draws each is seen in some runs
         first = int(random.integers(max(len(self.outputs), 1)))
-        held = sum(values[name].numel() * 4 for name in self.made)
-        draws = max(min(self.draws, MEMORY // max(held, 1)), 1)
+        of_one_draw = sum(values[name].nbytes for name in self.made)
+        draws = max(min(self.draws, MEMORY // max(of_one_draw, 1)), 1)
+        # values that gradients need are about as many as one draw's gradients
+        self.held = max(self.held, (draws + 1) * of_one_draw)
         projections: list[_Projection] = []
         for draw in range(draws if self.outputs else 0):
             index = (first + draw) % len(self.outputs)

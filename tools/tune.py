@@ -131,7 +131,7 @@ def tune(
     weights are measured or estimated from gradients; auto estimates where measuring takes too long.
     `minutes`: after which no further round begins. `jobs`: trials at a time (0: chosen); `ray`:
     address of a cluster, or local. `resume`: a folder that keeps what is found out. `save_recipe`:
-    a file for the recipe, as TOML or text. `report`: a page to write. `tell`: is told of each trial.
+    a file for the recipe, TOML or text. `report`: a page to write. `tell`: is told of each trial.
 
     Errors: UsageError for goals that nothing can keep, RefusedError (model, data), CheckError
     where no recipe keeps the budget: the nearest one is named.

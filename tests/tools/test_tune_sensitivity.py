@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnx_opt
 import pytest
 from onnx_opt import RefusedError, UsageError
 from onnx_opt.passes._core.output_errors import OutputErrors
@@ -55,8 +56,8 @@ behind_sign (float[batch, 64] x) => (float[batch, 16] y)
 """
 
 
-def lab_of(folder, text, rows=16):
-    """Settings of a lab on a model, and on random data for it."""
+def lab_of(folder, text, rows=16, ids=0):
+    """Settings of a lab on a model, and on random data for it: floats, or so many ids."""
     folder.mkdir(exist_ok=True)
     proto = model_from(text)
     for tensor in proto.graph.initializer:
@@ -71,8 +72,11 @@ def lab_of(folder, text, rows=16):
     dims = proto.graph.input[0].type.tensor_type.shape.dim
     shape = [rows, *(dim.dim_value for dim in dims[1:])]
     data = folder / "data.npz"
-    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
-    np.savez(data, x=x)
+    random = np.random.default_rng(3)
+    if ids:
+        np.savez(data, ids=random.integers(0, ids, shape))
+    else:
+        np.savez(data, x=random.standard_normal(shape).astype(np.float32))
     pipeline = parse("simplify")
     return RunSettings(model=path, pipeline=pipeline, out=None, data=str(data), seed=0)
 
@@ -263,6 +267,53 @@ def test_errors_are_kept_and_found_again(tmp_path):
     assert len(made) == 3
 
 
+def test_a_search_says_how_losses_were_found(tmp_path, monkeypatch):
+    settings = lab_of(tmp_path / "search", BEHIND_SIGN, rows=64)
+    asked = {"data": settings.data, "min_sqnr": 5.0, "minutes": 0.0}
+    asked["resume"] = tmp_path / "state"
+    first = onnx_opt.tune(settings.model, **asked, sensitivity="estimated")
+    facts = first.as_dict()["tune"]["sensitivity"]
+    assert (facts["method"], facts["samples"]) == ("estimated", 256)
+    assert {name.partition("=")[0] for name in facts["measured"]} == {"w1"}
+    kept = {file.name.partition("-")[0] for file in (tmp_path / "state").iterdir()}
+    assert {"errors", "menu"} <= kept
+    # another search for another goal need not find them again
+    calls = []
+    monkeypatch.setattr(sensitivity_module, "errors_of_forms", calls.append)
+    again = {**asked, "min_sqnr": 6.0, "sensitivity": "estimated"}
+    second = onnx_opt.tune(settings.model, **again)
+    assert second.search["sensitivity"] == facts
+    assert not calls
+
+
 def test_another_word_is_no_method():
     with pytest.raises(UsageError, match="'fisher' is no method"):
         check_method("fisher")
+
+
+WORDS = """
+<ir_version: 10, opset_import: ["" : 21]>
+words (int64[batch, 12] ids) => (float[batch, 32] y)
+<float[200, 64] table, float[64, 64] w1, float[64, 32] w2, int64[1] axes = {1}>
+{
+    rows = Gather (table, ids)
+    h1 = MatMul (rows, w1)
+    r1 = Tanh (h1)
+    mean = ReduceMean <keepdims = 0> (r1, axes)
+    y = MatMul (mean, w2)
+}
+"""
+
+
+def test_tables_are_estimated_too(tmp_path):
+    settings = lab_of(tmp_path / "words", WORDS, rows=64, ids=200)
+    text = "quant(palette, bits=3, ends=same, measure=false)"
+    with open_lab(settings) as lab:
+        forms = {"palette:3": lab.made(text)}
+        measured = sensitivities(lab, forms, "measured").losses
+        found = sensitivities(lab, forms, "estimated")
+    assert found.measured == ()
+    weights = [(weight, "palette:3") for weight in ("table", "w1", "w2")]
+    assert sorted(measured) == sorted(found.losses) == weights
+    for change in weights:
+        assert found.losses[change] == pytest.approx(measured[change], rel=0.4)

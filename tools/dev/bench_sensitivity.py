@@ -1,16 +1,17 @@
 """What `tune` says that forms of weights lose: estimated from gradients, beside measured.
 
-    python tools/dev/bench_sensitivity.py [--models NAME …]
+    python tools/dev/bench_sensitivity.py [--models NAME …] [--samples N]
 
-Both on the samples that measuring takes. By model and form: rank correlation (Spearman) over the
-weights, the median of estimated over measured loss, and seconds; those of the estimate are of all
-forms together. Making the forms is timed apart, since both need it.
+Both on the samples that measuring takes, N at most. By model and form: rank correlation (Spearman)
+over the weights, the median of estimated over measured loss, and seconds; those of the estimate are
+of all forms together. Making the forms is timed apart, since both need it.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from bench_data import MODELS, BenchModel, source
@@ -19,7 +20,7 @@ from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.tools._run.settings import RunSettings
 from onnx_opt.tools._tune.estimate import errors_of_forms
 from onnx_opt.tools._tune.lab import Lab, open_lab
-from onnx_opt.tools._tune.measure import measured_errors, samples_of
+from onnx_opt.tools._tune.measure import SAMPLES, measured_errors, samples_of
 from onnx_opt.tools._tune.menu import MADE_FORMS
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -35,16 +36,15 @@ NAMES = (
 )
 
 
-def rows_of(lab: Lab, name: str) -> list[tuple[str, ...]]:
-    """A row for each form: correlation, median ratio, seconds of all three parts."""
+def rows_of(lab: Lab, name: str, most: int) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each form: correlation, median ratio, seconds of all three parts."""
     started = time.monotonic()
     made = {kind.form: lab.made(kind.text) for kind in MADE_FORMS}
     making = time.monotonic() - started
-    samples = samples_of(made.values())
+    samples = min(samples_of(made.values()), most)
     started = time.monotonic()
     shares = errors_of_forms(lab, made, samples).shares()
     estimating = time.monotonic() - started
-    rows = []
     for form, each in made.items():
         started = time.monotonic()
         measured = measured_errors(lab, form, each, samples).shares()
@@ -53,20 +53,17 @@ def rows_of(lab: Lab, name: str) -> list[tuple[str, ...]]:
         losses = np.array(list(measured.values()))
         correlation = spearmanr(losses, estimated).statistic
         ratio = np.median(np.array(estimated) / losses)
-        rows.append(
-            (
-                name,
-                form,
-                f"{len(losses)}",
-                f"{samples}",
-                f"{correlation:.3f}",
-                f"{ratio:.2f}",
-                f"{measuring:.0f}",
-                f"{estimating:.0f}",
-                f"{making:.0f}",
-            )
+        yield (
+            name,
+            form,
+            f"{len(losses)}",
+            f"{samples}",
+            f"{correlation:.3f}",
+            f"{ratio:.2f}",
+            f"{measuring:.0f}",
+            f"{estimating:.0f}",
+            f"{making:.0f}",
         )
-    return rows
 
 
 def lab_settings(model: BenchModel) -> RunSettings:
@@ -85,6 +82,7 @@ def main() -> None:
     """Print the table, a line as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(NAMES))
+    parser.add_argument("--samples", type=int, default=SAMPLES)
     asked = parser.parse_args()
     console = Console(width=180)
     table = Table(
@@ -103,7 +101,7 @@ def main() -> None:
         if model.name not in asked.models:
             continue
         with open_lab(lab_settings(model)) as lab:
-            for row in rows_of(lab, model.name):
+            for row in rows_of(lab, model.name, asked.samples):
                 table.add_row(*row)
                 print(" | ".join(row), flush=True)
     console.print(f"CPU: {this_cpu()}")
