@@ -65,21 +65,34 @@ class MenuRecipes:
         for name, choices in self.menus[0].menu.items():
             plain = [each for each in choices if each.form == DEFAULT_FORM]
             picks[name] = plain[0] if plain else choices[0]
-        loss = max(total_loss(picks), LEAST_LOSS)
-        return GENTLER_DB - 10 * math.log10(loss)
+        loss = total_loss(picks)
+        return GENTLER_DB + db_of(loss)
 
     def recipe(self, target_db: float) -> str:
+        allowed = share_of(target_db)
         best: Picks = {}
         before = ""
         for found in self.menus:
-            left = 10 ** (-target_db / 10) - found.loss
+            left = allowed - found.loss
             picks = cheapest(found.menu, left) if left > 0 else None
             if not picks:
                 continue
             if not best or total_bytes(picks) < total_bytes(best):
-                best, before = picks, found.before
+                best = picks
+                before = found.before
         # of no picks, since the solver found none in time, it is 8 bits
-        return recipe_of(best, before=[before] if before else [])
+        first = [before] if before else []
+        return recipe_of(best, before=first)
+
+
+def share_of(sqnr_db: float) -> float:
+    """Share of the outputs' mean square that is lost at an SQNR in dB."""
+    return float(10 ** (-sqnr_db / 10))
+
+
+def db_of(share: float) -> float:
+    """SQNR in dB of a share of the outputs' mean square that is lost."""
+    return -10 * math.log10(max(share, LEAST_LOSS))
 
 
 @dataclass(frozen=True)
@@ -111,22 +124,34 @@ class RepairRecipes:
     @property
     def harshest_db(self) -> float:
         """SQNR of the pipeline itself."""
-        loss = sum(max(each.loss for each in choices) for choices in self.menu.values())
-        return -10 * math.log10(max(loss, LEAST_LOSS))
+        total = 0.0
+        for choices in self.menu.values():
+            total += max(choice.loss for choice in choices)
+        return db_of(total)
 
     def recipe(self, target_db: float) -> str:
-        picks = cheapest(self.menu, 10 ** (-target_db / 10))
+        allowed = share_of(target_db)
+        picks = cheapest(self.menu, allowed)
         if picks is None:
             # the solver found none in time: all layers are put back
-            left, spared = list(self.menu), []
+            left = list(self.menu)
+            spared = []
         else:
-            left = [name for name in picks if picks[name].form == FLOAT]
-            spared = [name for name in picks if picks[name].form == MILDER]
-        steps = [_repaired(pass_, left, spared) for pass_ in self.pipeline.passes]
+            left = _of_form(picks, FLOAT)
+            spared = _of_form(picks, MILDER)
+        steps = []
+        for pass_ in self.pipeline.passes:
+            repaired = _repaired(pass_, left, spared)
+            steps.append(repaired)
         # names are those of a simplified model
         if steps[0].name != "simplify":
             steps = [*parse("simplify").passes, *steps]
         return str(Pipeline(tuple(steps)))
+
+
+def _of_form(picks: Picks, form: str) -> list[str]:
+    """Names of the weights that take a form."""
+    return [name for name, choice in picks.items() if choice.form == form]
 
 
 def _repaired(pass_: Pass, left: Sequence[str], spared: Sequence[str]) -> Pass:

@@ -51,8 +51,16 @@ def measured_errors(
 
     total: OutputErrors | None = None
     for batch in in_batches(found, bytes_of):
-        variants = {(swap.weight, form): swapped(whole, twins, swap) for swap in batch}
-        errors = output_errors(whole, variants, lab.context, samples)
+        variants = {}
+        for swap in batch:
+            change = (swap.weight, form)
+            variants[change] = swapped(whole, twins, swap)
+        errors = output_errors(
+            whole,
+            variants,
+            lab.context,
+            samples,
+        )
         total = errors if total is None else total.beside(errors)
     return total or OutputErrors.none([], [])
 
@@ -62,9 +70,12 @@ def samples_of(forms: Iterable[Made]) -> int:
     counts = []
     for made in forms:
         whole = comparable(made.reference, made.result)
-        changed = swaps(whole, Twins(made.result))
-        model_bytes = sum(float_bytes(whole).values())
-        counts.append(samples_within(len(changed), model_bytes))
+        twins = Twins(made.result)
+        runs = len(swaps(whole, twins))
+        sizes = float_bytes(whole)
+        model_bytes = sum(sizes.values())
+        count = samples_within(runs, model_bytes)
+        counts.append(count)
     return min(counts)
 
 
@@ -72,12 +83,17 @@ def samples_within(runs: int, model_bytes: float) -> int:
     """Samples that are worth their time if each takes so many runs of a model."""
     runs = max(runs, 1)
     by_runs = MOST_RUNS // runs
-    by_bytes = int(MOST_BYTES / (runs * max(model_bytes, 1.0)))
-    return max(min(SAMPLES, by_runs, by_bytes), 1)
+    bytes_read = runs * max(model_bytes, 1.0)
+    by_bytes = int(MOST_BYTES / bytes_read)
+    worthwhile = min(SAMPLES, by_runs, by_bytes)
+    return max(worthwhile, 1)
 
 
 def float_bytes(model: ir.Model) -> dict[str, float]:
     """Bytes of a float model's weights and tables by name."""
     found, _ = weights_of(model)
-    every = [*found, *tables_of(model).values()]
-    return {weight.name: float(weight.tensor.nbytes) for weight in every}
+    tables = tables_of(model)
+    sizes = {}
+    for weight in [*found, *tables.values()]:
+        sizes[weight.name] = float(weight.tensor.nbytes)
+    return sizes

@@ -34,10 +34,26 @@ class Drop:
     error: float
 
 
+@dataclass(frozen=True)
+class Trend:
+    """Drop for each unit of noise, and its standard error."""
+
+    slope: float
+    error: float
+
+    def at(self, noise: float) -> Drop:
+        """The drop that is to be expected."""
+        value = self.slope * noise
+        by_chance = self.error * noise
+        by_misfit = MISFIT * value
+        error = math.hypot(by_chance, by_misfit)
+        return Drop(value, error)
+
+
 def likely_drop(trial: RecipeTrial, others: Sequence[RecipeTrial]) -> Drop | None:
     """Drop of a trial, from its own measurement and the trend through other trials.
 
-    None where it has none. Source: both are averaged by their precision.
+    None where it has none. Both are averaged by their precision.
     """
     if trial.drop is None:
         return None
@@ -47,31 +63,38 @@ def likely_drop(trial: RecipeTrial, others: Sequence[RecipeTrial]) -> Drop | Non
     # a metric without errors, such as one of the user's own, is taken at its word
     if trend is None or noise is None or not own.error:
         return own
-    slope, slope_error = trend
-    expected = slope * noise
-    error = math.hypot(slope_error * noise, MISFIT * expected)
-    if not error:
-        return own
-    weights = (own.error**-2, error**-2)
-    value = (weights[0] * own.value + weights[1] * expected) / sum(weights)
-    return Drop(value, sum(weights) ** -0.5)
+    expected = trend.at(noise)
+    return _averaged(own, expected) if expected.error else own
 
 
-def _trend(trials: Sequence[RecipeTrial]) -> tuple[float, float] | None:
-    """Drop for each unit of noise, and its standard error; None of too few trials."""
-    points = []
+def _averaged(first: Drop, second: Drop) -> Drop:
+    """The mean of two independent measurements, by their precision."""
+    own = first.error**-2
+    other = second.error**-2
+    precision = own + other
+    total = own * first.value + other * second.value
+    return Drop(total / precision, precision**-0.5)
+
+
+def _trend(trials: Sequence[RecipeTrial]) -> Trend | None:
+    """The line through the origin that fits trials best; None of too few."""
+    count = 0
+    power = 0.0
+    product = 0.0
     for trial in trials:
         noise = _noise(trial)
-        if trial.drop is not None and trial.error and noise is not None:
-            points.append((noise, trial.drop, max(trial.error, LEAST_ERROR)))
-    if len(points) < LEAST_TRIALS:
+        if trial.drop is None or noise is None or not trial.error:
+            continue
+        count += 1
+        precision = max(trial.error, LEAST_ERROR) ** -2
+        power += precision * noise**2
+        product += precision * noise * trial.drop
+    if count < LEAST_TRIALS or not power:
         return None
-    # a line through the origin: without noise nothing is lost
-    power = sum((noise / error) ** 2 for noise, _, error in points)
-    product = sum(noise * drop / error**2 for noise, drop, error in points)
-    if not power:
-        return None
-    return max(product / power, 0.0), math.sqrt(SHARED_ROWS / power)
+    # without noise nothing is lost, and more noise is no gain
+    slope = max(product / power, 0.0)
+    error = math.sqrt(SHARED_ROWS / power)
+    return Trend(slope, error)
 
 
 def _noise(trial: RecipeTrial) -> float | None:
