@@ -128,15 +128,29 @@ def _fix(value: ir.Value, asked: InputShape, symbols: dict[str, int]) -> None:
                 f"the model fixes a dim to {before}, not {dim}: {_dims_text(value)}",
                 f"write {before} there, or export the model with an open dim",
             )
-        name = None if isinstance(before, int) else _symbol(before)
-        if name is not None and symbols.setdefault(name, dim) != dim:
-            raise UsageError(
+        if not isinstance(before, int):
+            _bind(
+                _symbol(before),
+                dim,
+                symbols,
                 where,
-                f"the dim '{name}' is {symbols[name]} in another place",
-                "give it one number everywhere",
             )
         new.append(dim)
     value.shape = ir.Shape(new)
+
+
+def _bind(name: str | None, dim: int, symbols: dict[str, int], where: str) -> None:
+    """Give a symbolic dim its number. Errors: UsageError where it has another one already."""
+    if name is None:
+        return
+    known = symbols.setdefault(name, dim)
+    if known == dim:
+        return
+    raise UsageError(
+        where,
+        f"the dim '{name}' is {known} in another place",
+        "give it one number everywhere",
+    )
 
 
 def _symbol(dim: ir.SymbolicDim | None) -> str | None:
@@ -191,8 +205,15 @@ def _close_outputs(model: ir.Model) -> None:
                 f"{len(inferred.shape)} for these inputs",
                 "give the shapes that the model was made for",
             )
-        dims = []
-        for declared, found in zip(value.shape, inferred.shape, strict=True):
-            is_closed = isinstance(declared, int) or not isinstance(found, int)
-            dims.append(declared if is_closed else found)
+        dims: list[int | ir.SymbolicDim] = []
+        for declared, found in zip(
+            value.shape,
+            inferred.shape,
+            strict=True,
+        ):
+            is_open = not isinstance(declared, int)
+            if is_open and isinstance(found, int):
+                dims.append(found)
+            else:
+                dims.append(declared)
         value.shape = ir.Shape(dims)

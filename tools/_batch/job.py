@@ -147,9 +147,18 @@ def run_job(
 
 def _account(model: BatchModel, recipe: Recipe, processes: Processes) -> dict[str, Any]:
     """The JSON object of a run; one with an error alone where the process died."""
-    program = [sys.executable, "-c", _BOOTSTRAP, str(PACKAGE)]
-    words = ["run", str(model.path), "-o", str(model.out), "--json"]
-    command = [*program, *words, *recipe.words()]
+    command = [
+        sys.executable,
+        "-c",
+        _BOOTSTRAP,
+        str(PACKAGE),
+        "run",
+        str(model.path),
+        "-o",
+        str(model.out),
+        "--json",
+        *recipe.words(),
+    ]
     try:
         done = processes.run(command)
     except subprocess.TimeoutExpired as error:

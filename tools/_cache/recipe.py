@@ -105,9 +105,11 @@ class Recipe:
 
     def key(self, model: Path) -> str:
         """Key of the result of a model file: same key, same result."""
-        content = {"model": sha256_of(model), **self._content}
+        content = dict(self._content)
+        content["model"] = sha256_of(model)
         text = json.dumps(content, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256(text.encode())
+        return digest.hexdigest()
 
     @cached_property
     def _data_files(self) -> list[list[list[str]]] | None:
@@ -134,8 +136,15 @@ class Recipe:
 
     def _named_files(self) -> list[str]:
         """Digests of files that the passes name: a recipe, a table of layers."""
-        names = re.findall(r"[^\s,=()\[\]\"'@:]+", " ".join(self.passes))
-        return [sha256_of(Path(name)) for name in names if Path(name).is_file()]
+        text = " ".join(self.passes)
+        names = re.findall(r"[^\s,=()\[\]\"'@:]+", text)
+        found = []
+        for name in names:
+            path = Path(name)
+            if path.is_file():
+                digest = sha256_of(path)
+                found.append(digest)
+        return found
 
 
 def _parts(value: Any) -> list[Any]:

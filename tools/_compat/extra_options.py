@@ -88,8 +88,18 @@ def _note(name: str, value: Any, notes: Notes) -> None:
     # empty lists and None ask for nothing
     if name in (*INSTEAD, *REFUSED) and not value and value is not False:
         return
-    known = [*INSTEAD, *FOLLOWED, *REFUSED, PERCENTILE]
     instead = INSTEAD.get(name)
     if instead is None:
-        instead = did_you_mean(name, known, "it is not known here")
-    notes.add(f"extra_options[{name!r}]={value!r}", instead)
+        known = [
+            *INSTEAD,
+            *FOLLOWED,
+            *REFUSED,
+            PERCENTILE,
+        ]
+        instead = did_you_mean(
+            name,
+            known,
+            "it is not known here",
+        )
+    argument = f"extra_options[{name!r}]={value!r}"
+    notes.add(argument, instead)

@@ -82,12 +82,14 @@ def _note_others(
     for layer in layers:
         of_layers.update(layer.names)
     of_nodes = {node.name for node in all_nodes(model)}
-    others = [name for name in names if name in of_nodes - of_layers]
+    without_weights = of_nodes - of_layers
+    others = [name for name in names if name in without_weights]
     if others:
         notes.add(
             f"{argument}={others}",
             "these have no weights, and follow the layers around them",
         )
-    missing = [name for name in names if name not in of_nodes | of_layers]
+    known = of_nodes | of_layers
+    missing = [name for name in names if name not in known]
     if missing:
         notes.add(f"{argument}={missing}", "the model has no such nodes")

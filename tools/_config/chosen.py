@@ -65,8 +65,9 @@ def _options(config: Config, prefix: str, table: Options) -> dict[str, Given]:
     found = {}
     for key, value in table.items():
         place = f"{config.where}: {prefix}{key}"
-        # as Python spells it
-        found[key.replace("_", "-")] = Given(value, place)
+        # Python spells it with the other
+        name = key.replace("_", "-")
+        found[name] = Given(value, place)
     return found
 
 
@@ -130,9 +131,23 @@ def _placed(name: str, option: click.Option, value: Any, folder: Path) -> Any:
     """The value with its paths relative to the file that has it; a list where several are taken."""
     if option.multiple and not isinstance(value, list):
         value = [value]
-    if isinstance(value, list):
-        return [_one_placed(name, option, each, folder) for each in value]
-    return _one_placed(name, option, value, folder)
+    if not isinstance(value, list):
+        return _one_placed(
+            name,
+            option,
+            value,
+            folder,
+        )
+    placed = []
+    for each in value:
+        one = _one_placed(
+            name,
+            option,
+            each,
+            folder,
+        )
+        placed.append(one)
+    return placed
 
 
 def _one_placed(name: str, option: click.Option, value: Any, folder: Path) -> Any:

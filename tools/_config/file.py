@@ -82,9 +82,19 @@ def _read(path: Path, must_have: bool) -> Config | None:
             "it has no table [tool.onnx-opt]",
             f"write one, or put the options into {NAME}",
         )
-    shared = {key: value for key, value in table.items() if key not in TABLES}
-    named = {key: _named(where, key, table.get(key, {})) for key in TABLES}
-    return Config(where, path.parent, shared, **named)
+    named = {}
+    for key in TABLES:
+        tables = table.get(key, {})
+        named[key] = _named(where, key, tables)
+    shared = dict(table)
+    for key in TABLES:
+        shared.pop(key, None)
+    return Config(
+        where,
+        path.parent,
+        shared,
+        **named,
+    )
 
 
 def _table(path: Path) -> Any:

@@ -65,7 +65,14 @@ class ProcessEngine:
         items: Sequence[Item],
     ) -> Iterator[Result]:
         require_sendable(shared)
-        each = [self._pool.submit(work, shared, item) for item in items]
+        each = []
+        for item in items:
+            future = self._pool.submit(
+                work,
+                shared,
+                item,
+            )
+            each.append(future)
         for future in each:
             yield future.result()
 
@@ -101,7 +108,10 @@ class RayEngine:
         require_sendable(shared)
         remote = self._ray.remote(work)
         sent = self._ray.put(shared)
-        each = [remote.remote(sent, item) for item in items]
+        each = []
+        for item in items:
+            one = remote.remote(sent, item)
+            each.append(one)
         for one in each:
             result: Result = self._ray.get(one)
             yield result
