@@ -93,13 +93,16 @@ class _Estimator:
         self._check_gradients()
 
     def _check_gradients(self) -> None:
+        wanted = set(self.outputs)
         for cut in self.whole.provenance.cuts:
-            if set(cut.outputs) & set(self.outputs):
-                raise RefusedError(
-                    cut.node,
-                    f"gradients end there: {cut.reason}",
-                    "measure instead: --sensitivity measured",
-                )
+            behind = wanted.intersection(cut.outputs)
+            if not behind:
+                continue
+            raise RefusedError(
+                cut.node,
+                f"gradients end there: {cut.reason}",
+                "measure instead: --sensitivity measured",
+            )
 
     def sums(self, runs: Iterable[Mapping[str, Array]]) -> OutputErrors:
         """Sums over runs on feeds."""
@@ -107,8 +110,10 @@ class _Estimator:
         waiting = iter(runs)
         # the first one tells how many fit in memory beside each other
         for feeds in itertools.islice(waiting, 1):
-            total = total.merged(self._sums_of_run(feeds))
-        most = MEMORY // max(self.held, 1)
+            found = self._sums_of_run(feeds)
+            total = total.merged(found)
+        held = max(self.held, 1)
+        most = MEMORY // held
         for found in side_by_side(self._sums_of_run, waiting, most):
             total = total.merged(found)
         return total
@@ -121,29 +126,54 @@ class _Estimator:
             values = _run(self.whole, feeds)
         found = OutputErrors.none(self.outputs, self.changes)
         for index, name in enumerate(self.outputs):
-            power = _finite(values[name].detach()).square().mean()
-            found.powers[index] = float(power)
-        random = np.random.default_rng([self.seed, _digest(feeds)])
-        # outputs take turns: with more of them than draws each is seen in some runs
-        first = int(random.integers(max(len(self.outputs), 1)))
-        of_one_draw = sum(values[name].nbytes for name in self.made)
-        draws = max(min(self.draws, MEMORY // max(of_one_draw, 1)), 1)
-        # values that gradients need are about as many as one draw's gradients
-        self.held = max(self.held, (draws + 1) * of_one_draw)
+            found.powers[index] = _power(values[name])
+        digest = _digest(feeds)
+        random = np.random.default_rng([self.seed, digest])
         projections: list[_Projection] = []
-        for draw in range(draws if self.outputs else 0):
-            index = (first + draw) % len(self.outputs)
+        for index in self._drawn_outputs(values, random):
             found.draws[index] += 1
-            output = values[self.outputs[index]]
+            name = self.outputs[index]
+            output = values[name]
             # nothing that is trained reaches others
-            if output.requires_grad:
-                gradients = self._gradients(values, output, random)
-                projections.append(_Projection(index, output.numel(), gradients))
+            if not output.requires_grad:
+                continue
+            gradients = self._gradients(values, output, random)
+            projection = _Projection(index, output.numel(), gradients)
+            projections.append(projection)
         if projections:
-            moved = self._moved(values, projections)
-            for projection, row in zip(projections, np.square(moved), strict=True):
-                found.squares[projection.output] += row / projection.elements
+            self._add_squares(found, values, projections)
         return replace(found, runs=1)
+
+    def _drawn_outputs(
+        self, values: Mapping[str, Tensor], random: np.random.Generator
+    ) -> list[int]:
+        """Choose the output of each draw of a run, by index, and note the memory that it takes."""
+        count = len(self.outputs)
+        # outputs take turns: with more of them than draws each is seen in some runs
+        first = int(random.integers(max(count, 1)))
+        of_one_draw = sum(values[name].nbytes for name in self.made)
+        fitting = MEMORY // max(of_one_draw, 1)
+        draws = min(self.draws, fitting)
+        draws = max(draws, 1)
+        # values that gradients need are about as many as one draw's gradients
+        held = (draws + 1) * of_one_draw
+        self.held = max(self.held, held)
+        if not self.outputs:
+            return []
+        return [(first + draw) % count for draw in range(draws)]
+
+    def _add_squares(
+        self,
+        found: OutputErrors,
+        values: Mapping[str, Tensor],
+        projections: Sequence[_Projection],
+    ) -> None:
+        """Add the squares by which each change moves the projections of a run."""
+        moved = self._moved(values, projections)
+        squares = np.square(moved)
+        for projection, row in zip(projections, squares, strict=True):
+            mean = row / projection.elements
+            found.squares[projection.output] += mean
 
     def _gradients(
         self,
@@ -155,9 +185,11 @@ class _Estimator:
         import torch
 
         bits = random.integers(0, 2, output.shape, dtype=np.int8)
-        signs = torch.from_numpy(2 * bits - 1).to(output)
+        plus_or_minus = 2 * bits - 1
+        signs = torch.from_numpy(plus_or_minus).to(output)
         # as in measuring, elements that are not finite count as 0
-        signs = signs * torch.isfinite(output.detach())
+        is_finite = torch.isfinite(output.detach())
+        signs = signs * is_finite
         reached = [name for name in self.made if values[name].requires_grad]
         found = torch.autograd.grad(
             output,
@@ -176,17 +208,22 @@ class _Estimator:
         import torch
 
         columns = {change: index for index, change in enumerate(self.changes)}
-        moved = np.zeros((len(projections), len(self.changes)))
+        shape = (len(projections), len(self.changes))
+        moved = np.zeros(shape)
+        stacked = {}
         with torch.no_grad():
-            stacked = {
-                name: _stacked(name, projections, values[name]) for name in self.made
-            }
+            for name in self.made:
+                like = values[name]
+                stacked[name] = _stacked(name, projections, like)
             for change, layer in zip(self.changed, self.layers, strict=True):
+                column = columns[change]
                 read = {name: values[name] for name in layer.provenance.inputs}
                 for name, changed in _run(layer, read).items():
-                    error = (changed - values[name]).reshape(-1)
+                    difference = changed - values[name]
+                    error = difference.reshape(-1)
                     products = stacked[name] @ error
-                    moved[:, columns[change]] += products.cpu().double().numpy()
+                    exact = products.cpu().double()
+                    moved[:, column] += exact.numpy()
         return moved
 
 
@@ -231,9 +268,17 @@ def _run(module: TrainableModule, feeds: Mapping[str, Any]) -> dict[str, Tensor]
         ) from error
 
 
+def _power(output: Tensor) -> float:
+    """Mean square of an output's elements, 0 for those that are not finite."""
+    elements = _finite(output.detach())
+    power = elements.square().mean()
+    return float(power)
+
+
 def _finite(tensor: Tensor) -> Tensor:
     """Elements in double precision, 0 for those that are not finite."""
-    return tensor.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    exact = tensor.double()
+    return exact.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _digest(feeds: Mapping[str, Array]) -> int:
@@ -241,9 +286,10 @@ def _digest(feeds: Mapping[str, Array]) -> int:
     digest = 0
     for name in sorted(feeds):
         array = np.asarray(feeds[name])
-        # of texts the words: their bytes are addresses
         content = array.tobytes()
         if array.dtype == object:
-            content = repr(array.tolist()).encode()
+            # of texts the words: their bytes are addresses
+            words = array.tolist()
+            content = repr(words).encode()
         digest = zlib.crc32(content, digest)
     return digest

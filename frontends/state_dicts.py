@@ -94,7 +94,8 @@ def load_state_dict(
     where = "state dict" if isinstance(state, Mapping) else str(state)
     entries = read_state(state)
     constants = constants_of(model)
-    _refuse_folded(entries, {constant.name for constant in constants}, where)
+    names = {constant.name for constant in constants}
+    _refuse_folded(entries, names, where)
     weights: State = {}
     ignored: list[str] = []
     for name, tensor in entries.items():

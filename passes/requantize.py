@@ -301,15 +301,19 @@ def _store(layer: IntegerLayer, codes: Codes, scales: Floats, edit: Edit) -> Non
     shape = layer.shape
     axis = layer.channel_axis
     rest = [size for other, size in enumerate(shape) if other != axis]
-    first = codes.reshape(shape[axis], *rest)
-    stored = np.ascontiguousarray(np.moveaxis(first, 0, axis))
+    channels = shape[axis]
+    first = codes.reshape(channels, *rest)
+    moved = np.moveaxis(first, 0, axis)
+    stored = np.ascontiguousarray(moved)
     set_tensor(layer.stored, ir.Tensor(stored))
     _put(layer.scale, scales, edit)
     if layer.zero is not None and value_at(layer.zero) is not None:
-        _put(layer.zero, np.zeros(scales.shape, np.int8), edit)
+        zeros = np.zeros(scales.shape, np.int8)
+        _put(layer.zero, zeros, edit)
     if layer.dequantize is not None:
         # a scale a tensor has become one a channel
-        layer.dequantize.attributes["axis"] = ir.AttrInt64("axis", axis)
+        attributes = layer.dequantize.attributes
+        attributes["axis"] = ir.AttrInt64("axis", axis)
 
 
 def _put(place: Place | None, array: NDArray[np.generic], edit: Edit) -> None:
@@ -391,16 +395,31 @@ def _bias_scales(
 
     `before`: those that it had with the `old` scales.
     """
-    data = layer.node.inputs[0]
-    source = data.producer() if data is not None else None
-    known = source.inputs[1] if source is not None and len(source.inputs) > 1 else None
-    if known is not None and known.const_value is not None:
-        input_scale = known.const_value.numpy()
-        if np.allclose(before, input_scale * old):
+    known = _input_scale(layer)
+    if known is not None:
+        input_scale = known.numpy()
+        product = input_scale * old
+        if np.allclose(before, product):
             # exactly the float32 product that the runtime checks for
             flat = input_scale.astype(np.float32).reshape(-1)
-            return (flat * new).astype(np.float32)
-    return (before / old * new).astype(np.float32)
+            exact = flat * new
+            return exact.astype(np.float32)
+    scaled = before / old * new
+    return scaled.astype(np.float32)
+
+
+def _input_scale(layer: IntegerLayer) -> ir.TensorProtocol | None:
+    """The scale of what a layer reads, where it is a constant."""
+    data = layer.node.inputs[0]
+    if data is None:
+        return None
+    source = data.producer()
+    if source is None or len(source.inputs) < 2:
+        return None
+    scale = source.inputs[1]
+    if scale is None:
+        return None
+    return scale.const_value
 
 
 def _rescaled(

@@ -196,13 +196,20 @@ class _Outwards:
 def _moved_to(node: ir.Node, index: int, last: ir.Value) -> ir.Value:
     """Let a node's last output come at an index: those from there on move up by one."""
     outputs = node.outputs
-    name, type_ = last.name, last.type
+    name = last.name
+    type_ = last.type
     for place in range(len(outputs) - 1, index, -1):
-        old, new = outputs[place - 1], outputs[place]
+        old = outputs[place - 1]
+        new = outputs[place]
+        old_name = old.name
         # two values cannot have one name at a time
-        old_name, old.name = old.name, f"{old.name}_moved"
-        new.name, new.type, new.shape = old_name, old.type, old.shape
+        old.name = f"{old_name}_moved"
+        new.name = old_name
+        new.type = old.type
+        new.shape = old.shape
         old.replace_all_uses_with(new, replace_graph_outputs=True)
     made = outputs[index]
-    made.name, made.type, made.shape = name, type_, None
+    made.name = name
+    made.type = type_
+    made.shape = None
     return made

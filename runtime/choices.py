@@ -53,14 +53,17 @@ class Choices:
 
         It makes some where most rows do, and where they recur.
         """
-        if self.rows < max(FEWEST, self.others, 2 * self.kinds):
+        recurring = 2 * self.kinds
+        fewest = max(FEWEST, self.others, recurring)
+        if self.rows < fewest:
             return None
         return self.agreeing / self.rows
 
     @property
     def constant(self) -> float:
         """Agreement that an answer which is always the same can reach."""
-        return self.commonest / max(self.rows, 1)
+        rows = max(self.rows, 1)
+        return self.commonest / rows
 
 
 class ChoiceMeter:
@@ -76,12 +79,17 @@ class ChoiceMeter:
         """Take one batch of outputs, of the same names and shapes."""
         for name, value in reference.items():
             y = np.asarray(value)
-            before, after = _clear_choices(y, np.asarray(got[name]))
-            self._others[name] += _row_count(y) - before.size
+            z = np.asarray(got[name])
+            before, after = _clear_choices(y, z)
+            rows = _row_count(y)
+            self._others[name] += rows - before.size
             if y.dtype.kind not in QUANTITIES:
                 self._labels.add(name)
-            self._made.setdefault(name, Counter()).update(before.tolist())
-            self._agreeing[name] += int(np.sum(before == after))
+            made = self._made.setdefault(name, Counter())
+            made.update(before.tolist())
+            is_same = before == after
+            agreeing = np.sum(is_same)
+            self._agreeing[name] += int(agreeing)
 
     def per_output(self) -> dict[str, Choices]:
         """Choices of each output, in the order of the first batch."""
@@ -100,9 +108,12 @@ class ChoiceMeter:
 
 def _row_count(y: NDArray[Any]) -> int:
     """Rows of an output: labels, or vectors along the last axis."""
-    if y.dtype.kind in QUANTITIES and y.ndim:
-        return math.prod(y.shape[:-1])
-    return y.size
+    if y.dtype.kind not in QUANTITIES:
+        return y.size
+    if y.ndim == 0:
+        return y.size
+    rows = y.shape[:-1]
+    return math.prod(rows)
 
 
 def _clear_choices(
@@ -110,17 +121,32 @@ def _clear_choices(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Clear choices of one batch, before and after: places of the largest value, or labels."""
     nothing = np.empty(0, np.int64)
-    # a label a row, as classifiers of scikit-learn give it
     if y.dtype.kind not in QUANTITIES:
-        return (y.ravel(), z.ravel()) if has_labels(y) else (nothing, nothing)
+        # a label a row, as classifiers of scikit-learn give it
+        if has_labels(y):
+            return y.ravel(), z.ravel()
+        return nothing, nothing
     # images and maps of features have no classes on their last axis
     if not has_classes(y) or y.ndim > 3:
         return nothing, nothing
-    rows = y.reshape(-1, y.shape[-1]).astype(np.float32)
-    second, first = np.partition(rows, -2)[:, -2:].T
-    scale = np.sqrt(np.mean(np.square(rows, dtype=np.float64)))
-    is_clear = first - second >= LEAD * scale
+    classes = y.shape[-1]
+    rows = y.reshape(-1, classes).astype(np.float32)
+    is_clear = _has_clear_lead(rows)
+    others = z.reshape(rows.shape).astype(np.float32)
+    before = rows[is_clear]
+    after = others[is_clear]
+    return before.argmax(-1), after.argmax(-1)
+
+
+def _has_clear_lead(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Mask of the rows whose largest value leads clearly: (rows, classes) -> (rows,)."""
+    parted = np.partition(rows, -2)
+    largest = parted[:, -2:]
+    second, first = largest.T
+    squares = np.square(rows, dtype=np.float64)
+    scale = np.sqrt(np.mean(squares))
+    lead = first - second
+    is_clear: NDArray[np.bool_] = lead >= LEAD * scale
     # of zeros alone nothing leads
     is_clear &= first > second
-    others = z.reshape(rows.shape).astype(np.float32)
-    return rows[is_clear].argmax(-1), others[is_clear].argmax(-1)
+    return is_clear

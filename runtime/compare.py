@@ -85,17 +85,16 @@ class _Sums:
 
     def update(self, reference: NDArray[Any], got: NDArray[Any]) -> None:
         self.is_measured = reference.dtype.kind in QUANTITIES
-        same_choice: NDArray[Any] | None = None
-        if has_classes(reference):
-            same_choice = reference.argmax(-1) == got.argmax(-1)
-        elif not self.is_measured and has_labels(reference):
-            same_choice = np.asarray(reference == got)
+        same_choice = self._same_choices(reference, got)
         if same_choice is not None:
+            agreeing = np.sum(same_choice)
             self.rows += same_choice.size
-            self.agreeing += int(np.sum(same_choice))
+            self.agreeing += int(agreeing)
         y, z = _numbers(reference, got)
         with np.errstate(invalid="ignore", over="ignore"):
-            same = (y == z) | (np.isnan(y) & np.isnan(z))
+            equal = y == z
+            both_nan = np.isnan(y) & np.isnan(z)
+        same = equal | both_nan
         y_finite = np.isfinite(y)
         z_finite = np.isfinite(z)
         lost = y_finite & ~z_finite
@@ -106,6 +105,18 @@ class _Sums:
         if unlike.any():
             self.max_abs = math.inf
         self._add(y[usable], z[usable])
+
+    def _same_choices(
+        self, reference: NDArray[Any], got: NDArray[Any]
+    ) -> NDArray[Any] | None:
+        """Mask of the rows with the same choice of a class or label; None where none is made."""
+        if has_classes(reference):
+            choices = reference.argmax(-1)
+            same: NDArray[Any] = choices == got.argmax(-1)
+            return same
+        if not self.is_measured and has_labels(reference):
+            return np.asarray(reference == got)
+        return None
 
     def _add(self, y: NDArray[np.float64], z: NDArray[np.float64]) -> None:
         """Add finite values."""

@@ -203,16 +203,34 @@ def _row_noise(rows: NDArray[Any]) -> NDArray[np.float64]:
     One grid for all, as DynamicQuantizeLinear makes it: from the lowest to the highest value, zero
     among them.
     """
-    low = min(float(rows.min()), 0.0)
-    high = max(float(rows.max()), 0.0)
+    lowest = float(rows.min())
+    highest = float(rows.max())
+    low = min(lowest, 0.0)
+    high = max(highest, 0.0)
     step = (high - low) / 255 or 1.0
-    error = rows - np.round(rows / step) * step
-    noise = np.square(error).sum(axis=2, dtype=np.float64)
-    power = np.square(rows).sum(axis=2, dtype=np.float64)
+    error = rows - _on_grid(rows, step)
+    noise = _square_sums(error)
+    power = _square_sums(rows)
     # a row of zeros loses nothing
-    shares = noise / np.maximum(power, np.finfo(np.float32).tiny)
+    least = np.finfo(np.float32).tiny
+    divisors = np.maximum(power, least)
+    shares = noise / divisors
     total: NDArray[np.float64] = shares.sum(axis=1, keepdims=True)
     return total
+
+
+def _on_grid(values: NDArray[Any], step: float) -> NDArray[Any]:
+    """Values rounded to whole steps."""
+    exact = values / step
+    codes = np.round(exact)
+    return codes * step
+
+
+def _square_sums(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum of the squares of each row: (groups, rows, K) -> (groups, rows)."""
+    squares = np.square(rows)
+    sums: NDArray[np.float64] = squares.sum(axis=2, dtype=np.float64)
+    return sums
 
 
 def _products(rows: NDArray[Any]) -> NDArray[np.float64]:

@@ -84,15 +84,18 @@ def part_bytes(model: ir.Model) -> int | None:
     None: it is small.
     """
     total = _weight_bytes(model)
-    return None if total < LARGE else total // PARTS
+    if total < LARGE:
+        return None
+    return total // PARTS
 
 
 def _weight_bytes(model: ir.Model) -> int:
     """Bytes of all weights, each counted once."""
     sizes: dict[int, int] = {}
     for value in initializers(model):
-        assert value.const_value is not None
-        sizes[id(value.const_value)] = value.const_value.nbytes
+        tensor = value.const_value
+        assert tensor is not None
+        sizes[id(tensor)] = tensor.nbytes
     return sum(sizes.values())
 
 
@@ -100,21 +103,31 @@ def available_memory() -> int:
     """Bytes that a new process can take without swapping."""
     import psutil
 
-    available = int(psutil.virtual_memory().available)
+    memory = psutil.virtual_memory()
+    available = int(memory.available)
     limit = _container_limit()
-    return available if limit is None else min(available, limit)
+    if limit is None:
+        return available
+    return min(available, limit)
 
 
 def _container_limit() -> int | None:
     """Bytes that the container leaves; None outside of one, or where it sets no limit."""
     folder = Path("/sys/fs/cgroup")
     try:
-        most = int((folder / "memory.max").read_text())
-        used = int((folder / "memory.current").read_text())
+        most = _number_in(folder / "memory.max")
+        used = _number_in(folder / "memory.current")
     # "max" is no number
     except (OSError, ValueError):
         return None
-    return max(most - used, 0)
+    left = most - used
+    return max(left, 0)
+
+
+def _number_in(path: Path) -> int:
+    """Number that a file holds. Errors: OSError, ValueError."""
+    text = path.read_text()
+    return int(text)
 
 
 def stages_of(
@@ -160,7 +173,8 @@ class _Lives:
         self.born: dict[ir.Value, int] = {}
         self.ends: dict[ir.Value, int] = {}
         self.inputs = [v for v in model.graph.inputs if not v.is_initializer()]
-        self.born.update(dict.fromkeys(self.inputs, -1))
+        for value in self.inputs:
+            self.born[value] = -1
         for number, node in enumerate(self.nodes):
             for value in node.outputs:
                 self.born[value] = number
@@ -168,13 +182,16 @@ class _Lives:
                 if value in self.born:
                     self.ends[value] = number
         self._named = {value.name: value for value in self.born}
-        self.groups = {group: self._meet(group) for group in groups}
+        self.groups: dict[Group, int] = {}
+        for group in groups:
+            self.groups[group] = self._meet(group)
 
     def _meet(self, group: Group) -> int:
         """Number of the node from which on all of a group is there; each lives at least so long."""
         # what is not in the main graph is looked at nowhere
         values = [self._named[name] for name in group if name in self._named]
-        latest = max((self.born[value] for value in values), default=0)
+        births = [self.born[value] for value in values]
+        latest = max(births, default=0)
         for value in values:
             end = self.ends.get(value, 0)
             self.ends[value] = max(end, latest)
@@ -182,11 +199,12 @@ class _Lives:
 
     def crossing(self, cut: int) -> list[ir.Value]:
         """Values made before the node of that number, and read by it or later."""
-        return [
-            value
-            for value, born in self.born.items()
-            if born < cut <= self.ends.get(value, -1)
-        ]
+        found = []
+        for value, born in self.born.items():
+            end = self.ends.get(value, -1)
+            if born < cut <= end:
+                found.append(value)
+        return found
 
     def crossings(self) -> list[int | None]:
         """Count the values that cross in front of each node; None where one is no plain tensor."""
@@ -194,17 +212,23 @@ class _Lives:
         begins = [0] * count
         bad = [0] * count
         for value, born in self.born.items():
-            end = self.ends.get(value, -1)
-            weight = 0 if _can_wait(value) else 1
-            for changes, change in ((begins, 1), (bad, weight)):
-                changes[born + 1] += change
-                changes[max(end, born) + 1] -= change
+            last = self.ends.get(value, -1)
+            end = max(last, born)
+            begins[born + 1] += 1
+            begins[end + 1] -= 1
+            if not _can_wait(value):
+                bad[born + 1] += 1
+                bad[end + 1] -= 1
         found: list[int | None] = []
-        crossing = unfit = 0
+        crossing = 0
+        unfit = 0
         for cut in range(len(self.nodes)):
             crossing += begins[cut]
             unfit += bad[cut]
-            found.append(None if unfit else crossing)
+            if unfit:
+                found.append(None)
+            else:
+                found.append(crossing)
         return found
 
 
@@ -222,46 +246,78 @@ def reads(node: ir.Node) -> Iterator[ir.Value]:
 
 def _can_wait(value: ir.Value) -> bool:
     """True for a tensor whose type is known: it can be an input of a later stage."""
-    return isinstance(value.type, ir.TensorType) and value.dtype is not None
+    if not isinstance(value.type, ir.TensorType):
+        return False
+    return value.dtype is not None
 
 
 def _cuts(
     model: ir.Model, lives: _Lives, most: int, kept: Mapping[Group, int]
 ) -> list[int]:
     """Numbers of the nodes that stages after the first begin with."""
-    sizes: list[dict[int | Group, int]] = [
-        dict(_weights_of(model, node).items()) for node in lives.nodes
-    ]
-    for group, number in lives.groups.items():
-        sizes[number][group] = kept.get(group, 0)
+    sizes = _sizes(model, lives, kept)
     crossings = lives.crossings()
     last = max(lives.groups.values(), default=0)
     cuts: list[int] = []
     held: set[int | Group] = set()
     totals: list[int] = []
-    start = number = 0
+    total = 0
+    start = 0
+    number = 0
     while number <= last:
-        added = [size for key, size in sizes[number].items() if key not in held]
-        held.update(sizes[number])
-        totals.append(sum(added) + (totals[-1] if totals else 0))
-        if totals[-1] <= most or number == start:
+        own = sizes[number]
+        for key, size in own.items():
+            if key not in held:
+                total += size
+        held.update(own)
+        totals.append(total)
+        best = None
+        if total > most and number > start:
+            best = _best_cut(crossings, totals, start, most)
+        if best is None:
             number += 1
             continue
-        # a stage of at least half of that; a larger one where nothing can be cut before
-        candidates = [
-            cut
-            for cut in range(start + 1, number + 1)
-            if crossings[cut] is not None and totals[cut - start - 1] >= most / 2
-        ]
-        if not candidates:
-            number += 1
-            continue
-        best = min(candidates, key=lambda cut: (crossings[cut], -cut))
         cuts.append(best)
-        start = number = best
+        start = best
+        number = best
         held = set()
         totals = []
+        total = 0
     return cuts
+
+
+def _sizes(
+    model: ir.Model, lives: _Lives, kept: Mapping[Group, int]
+) -> list[dict[int | Group, int]]:
+    """Bytes of what each node reads and what is kept there, by tensor and by group."""
+    sizes: list[dict[int | Group, int]] = []
+    for node in lives.nodes:
+        weights = _weights_of(model, node)
+        own: dict[int | Group, int] = dict(weights.items())
+        sizes.append(own)
+    for group, number in lives.groups.items():
+        sizes[number][group] = kept.get(group, 0)
+    return sizes
+
+
+def _best_cut(
+    crossings: Sequence[int | None], totals: Sequence[int], start: int, most: int
+) -> int | None:
+    """Number of the node to cut before: where fewest values cross, the last of such places.
+
+    `totals`: bytes of a stage from `start` to each node after it. It is at least half of the most;
+    None where nothing can be cut so far: the stage is to be larger.
+    """
+    least = most / 2
+    candidates = []
+    for cut, total in enumerate(totals[:-1], start + 1):
+        crossing = crossings[cut]
+        if crossing is not None and total >= least:
+            candidates.append((crossing, -cut))
+    if not candidates:
+        return None
+    _, negative = min(candidates)
+    return -negative
 
 
 def _weights_of(model: ir.Model, node: ir.Node) -> dict[int, int]:
@@ -280,29 +336,51 @@ def _stage(model: ir.Model, lives: _Lives, start: int, end: int) -> Stage | None
     groups = [group for group, number in lives.groups.items() if number in numbers]
     looked_at = set(itertools.chain.from_iterable(groups))
     carried = lives.crossing(end)
-    outputs = []
-    for value, born in lives.born.items():
-        is_tap = value.name in looked_at and may_be_observed(value)
-        if start <= born < end and (is_tap or value in carried):
-            outputs.append(value)
+    outputs = _outputs(lives, numbers, looked_at, carried)
     if not outputs:
         if not groups:
             return None
         # inputs of the model alone are looked at; a runtime takes no model without an output
-        outputs = [lives.nodes[end - 1].outputs[0]]
-    own_reads: set[ir.Value] = set()
-    for node in lives.nodes[start:end]:
-        own_reads.update(reads(node))
-    # the first stage is fed as the model is
-    inputs = list(lives.inputs)
-    if start:
-        crossing = lives.crossing(start)
-        inputs = [v for v in crossing if v in own_reads or v.name in looked_at]
+        last = lives.nodes[end - 1]
+        outputs = [last.outputs[0]]
+    inputs = _inputs(lives, numbers, looked_at)
     graph = ir.convenience.extract(model.graph, inputs, outputs)
     functions = [function.clone() for function in model.functions.values()]
-    part = ir.Model(graph, ir_version=model.ir_version or 10, functions=functions)
+    part = ir.Model(
+        graph,
+        ir_version=model.ir_version or 10,
+        functions=functions,
+    )
     names = [value.name or "" for value in carried]
     return Stage(part, tuple(groups), tuple(names))
+
+
+def _outputs(
+    lives: _Lives, numbers: range, looked_at: set[str], carried: Sequence[ir.Value]
+) -> list[ir.Value]:
+    """Values that nodes of these numbers make and that are looked at, or read by later stages."""
+    outputs = []
+    for value, born in lives.born.items():
+        if born not in numbers:
+            continue
+        is_tap = value.name in looked_at and may_be_observed(value)
+        if is_tap or value in carried:
+            outputs.append(value)
+    return outputs
+
+
+def _inputs(lives: _Lives, numbers: range, looked_at: set[str]) -> list[ir.Value]:
+    """Values that a stage of the nodes of these numbers is fed."""
+    start = numbers.start
+    # the first stage is fed as the model is
+    if start == 0:
+        return list(lives.inputs)
+    own_reads: set[ir.Value] = set()
+    for number in numbers:
+        node = lives.nodes[number]
+        own_reads.update(reads(node))
+    crossing = lives.crossing(start)
+    return [v for v in crossing if v in own_reads or v.name in looked_at]
 
 
 class StoredBatch(NamedTuple):

@@ -39,41 +39,74 @@ def token_problem(
     where the original does not predict next tokens.
     """
     name = tokens_input(_infos(feeds[0]))
-    if name is None or any(name not in each for each in feeds):
+    if name is None:
         return None
-    logits = logits_output(_infos(before[0]))
-    vocabulary = before[0][logits].shape[-1] if before[0][logits].ndim == 3 else 0
+    if any(name not in each for each in feeds):
+        return None
+    output = logits_output(_infos(before[0]))
+    logits = [outputs[output] for outputs in before]
+    vocabulary = _vocabulary(logits[0])
     labels = []
-    for each, outputs in zip(feeds, before, strict=True):
+    for each, of_original in zip(feeds, logits, strict=True):
         tokens = each[name]
-        if outputs[logits].shape != (*tokens.shape, vocabulary):
+        if of_original.shape != (*tokens.shape, vocabulary):
             return None
-        if tokens.size == 0 or tokens.min() < 0 or tokens.max() >= vocabulary:
+        if not _are_words(tokens, vocabulary):
             return None
-        labels.append(next_tokens(each, tokens))
-    if not any((each >= 0).any() for each in labels):
+        following = next_tokens(each, tokens)
+        labels.append(following)
+    if not any(_has_label(each) for each in labels):
         return None
-    first, last = (
-        _perplexity([outputs[logits] for outputs in side], labels)
-        for side in (before, after)
-    )
-    if not first <= GUESSES * vocabulary or last <= MOST * first:
+    changed_logits = [outputs[output] for outputs in after]
+    first = _perplexity(logits, labels)
+    last = _perplexity(changed_logits, labels)
+    of_guesses = GUESSES * vocabulary
+    if not first <= of_guesses:
+        return None
+    most = MOST * first
+    if last <= most:
         return None
     return (
-        f"output '{logits}' predicts the next token with a perplexity of {last:.4g}, "
+        f"output '{output}' predicts the next token with a perplexity of {last:.4g}, "
         f"of {first:.4g} before"
     )
 
 
+def _vocabulary(logits: NDArray[Any]) -> int:
+    """Number of tokens that logits (N, T, V) tell apart; 0 for another shape."""
+    if logits.ndim != 3:
+        return 0
+    vocabulary: int = logits.shape[-1]
+    return vocabulary
+
+
+def _are_words(tokens: NDArray[Any], vocabulary: int) -> bool:
+    """True for some tokens, all of a vocabulary."""
+    if tokens.size == 0:
+        return False
+    lowest = tokens.min()
+    highest = tokens.max()
+    return not (lowest < 0 or highest >= vocabulary)
+
+
+def _has_label(labels: NDArray[np.int64]) -> bool:
+    """True if any label counts: those below 0 do not."""
+    counts = labels >= 0
+    return bool(counts.any())
+
+
 def _infos(arrays: Arrays) -> list[TensorInfo]:
-    return [
-        TensorInfo(name, array.dtype.name, array.shape)
-        for name, array in arrays.items()
-    ]
+    infos = []
+    for name, array in arrays.items():
+        info = TensorInfo(name, array.dtype.name, array.shape)
+        infos.append(info)
+    return infos
 
 
 def _perplexity(
     logits: Sequence[NDArray[Any]], labels: Sequence[NDArray[np.int64]]
 ) -> float:
+    metric = metric_named("perplexity")
     pairs = [([each], truth) for each, truth in zip(logits, labels, strict=True)]
-    return metric_named("perplexity").score(pairs).value
+    score = metric.score(pairs)
+    return score.value

@@ -112,7 +112,8 @@ def output_difference(
             outside=0,
             problem=problem,
         )
-    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
+    is_complex = expected.dtype.kind == "c"
+    wide = np.complex128 if is_complex else np.float64
     y = expected.astype(wide)
     z = got.astype(wide)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -122,16 +123,22 @@ def output_difference(
         distance = np.abs(y - z)
         error = np.where(same, 0.0, distance)
         # what is NaN by now is so on one side only
-        error = np.where(np.isnan(error), math.inf, error)
+        one_nan = np.isnan(error)
+        error = np.where(one_nan, math.inf, error)
         finite = np.isfinite(y)
-        magnitude = np.where(finite, np.abs(y), 0.0)
-        relative = np.where(magnitude > 0, error / magnitude, 0.0)
+        magnitudes = np.abs(y)
+        magnitude = np.where(finite, magnitudes, 0.0)
+        ratios = error / magnitude
+        relative = np.where(magnitude > 0, ratios, 0.0)
         if atol is None and rtol is None:
             atol, rtol = _TOLERANCES.get(expected.dtype.name, _TOLERANCE)
             largest = float(magnitude.max(initial=0.0))
             atol *= max(1.0, largest)
-        allowed = (atol or 0.0) + (rtol or 0.0) * magnitude
-        outside = np.count_nonzero(error > allowed)
+        absolute = atol or 0.0
+        share = rtol or 0.0
+        allowed = absolute + share * magnitude
+        is_outside = error > allowed
+        outside = np.count_nonzero(is_outside)
     return OutputDifference(
         max_abs=float(error.max(initial=0.0)),
         max_rel=float(relative.max(initial=0.0)),

@@ -504,10 +504,13 @@ def _end_of_chain(gather: ir.Node) -> tuple[ir.Value, list[int] | None]:
 def _packer(rows: NDArray[np.int64], planes: int, stored: tuple[int, ...]) -> Packer:
     """Invert the table: digits of a row, in its own base, say which byte it is."""
     low = rows.min()
-    base = len(np.unique(rows))
+    distinct = np.unique(rows)
+    base = len(distinct)
     width = rows.shape[1]
     # trits are one apart, signs two
-    unit = 1 if base > 2 else rows.max() - low
+    unit = 1
+    if base <= 2:
+        unit = rows.max() - low
     positions = np.arange(width)
     weights = base**positions
     digits_of_rows = (rows - low) // unit
@@ -518,18 +521,16 @@ def _packer(rows: NDArray[np.int64], planes: int, stored: tuple[int, ...]) -> Pa
     def pack(codes: NDArray[Any]) -> NDArray[np.uint8]:
         flat = codes.reshape(-1).astype(np.int64)
         bytes_per_plane = stored[-1]
-        missing = bytes_per_plane * width - flat.size
+        room = bytes_per_plane * width
+        missing = room - flat.size
         padding = np.zeros(missing, np.int64)
         out = np.empty((planes, bytes_per_plane), np.uint8)
         for plane in range(planes):
             if planes == 1:
                 digits = (flat - low) // unit
             else:
-                # odd codes -(2^p - 1) ... 2^p - 1 counted from zero, then one binary digit
-                highest = 2**planes - 1
-                level = (flat + highest) // 2
                 place = planes - 1 - plane
-                digits = (level >> place) % 2
+                digits = _binary_digits(flat, planes, place)
             padded = np.concatenate([digits, padding])
             by_byte = padded.reshape(-1, width)
             numbers = by_byte @ weights
@@ -537,6 +538,17 @@ def _packer(rows: NDArray[np.int64], planes: int, stored: tuple[int, ...]) -> Pa
         return out.reshape(stored)
 
     return pack
+
+
+def _binary_digits(
+    codes: NDArray[np.int64], planes: int, place: int
+) -> NDArray[np.int64]:
+    """One binary digit of each odd code, -(2^p - 1) ... 2^p - 1, counted from zero."""
+    highest = 2**planes - 1
+    level = (codes + highest) // 2
+    shifted = level >> place
+    digits: NDArray[np.int64] = shifted % 2
+    return digits
 
 
 # --- the float original -----------------------------------------------------------
@@ -579,28 +591,41 @@ def _near_original(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Lat
 
 def _cells(latent: Latent) -> tuple[Floats, Floats]:
     """Lowest and highest number that is rounded to each code, not quite."""
-    margin = latent.step * IN_CELL
-    if latent.palette is None:
-        return latent.start - margin, latent.start + margin
-    values = latent.palette.values.numpy().astype(np.float64)
-    far = np.full((len(values), 1), np.inf)
-    bounds = np.concatenate([-far, (values[:, 1:] + values[:, :-1]) / 2, far], axis=1)
-    channels_first = np.moveaxis(latent.start, latent.palette.axis, 0)
+    start = latent.start
+    palette = latent.palette
+    if palette is None:
+        margin = latent.step * IN_CELL
+        return start - margin, start + margin
+    values = palette.values.numpy().astype(np.float64)
+    bounds = _bounds(values)
+    channels_first = np.moveaxis(start, palette.axis, 0)
     rows = channels_first.reshape(len(values), -1)
     lowest = np.empty(rows.shape)
     highest = np.empty(rows.shape)
     for index, row in enumerate(rows):
+        own_bounds = bounds[index]
         # a value that is there twice has one cell
-        places = np.searchsorted(bounds[index], row)
-        lowest[index] = bounds[index][places - 1]
-        highest[index] = bounds[index][places]
+        places = np.searchsorted(own_bounds, row)
+        lowest[index] = own_bounds[places - 1]
+        highest[index] = own_bounds[places]
     share = IN_CELL * 2
     ends = []
     for rows_of_ends in (lowest, highest):
-        moved = rows + share * (rows_of_ends - rows)
+        distances = rows_of_ends - rows
+        moved = rows + share * distances
         shaped = moved.reshape(channels_first.shape)
-        ends.append(np.moveaxis(shaped, 0, latent.palette.axis))
+        end = np.moveaxis(shaped, 0, palette.axis)
+        ends.append(end)
     return ends[0], ends[1]
+
+
+def _bounds(values: Floats) -> Floats:
+    """Bounds of the cells of ascending values: (channels, n) -> (channels, n + 1)."""
+    far = np.full((len(values), 1), np.inf)
+    lower = values[:, :-1]
+    upper = values[:, 1:]
+    between = (upper + lower) / 2
+    return np.concatenate([-far, between, far], axis=1)
 
 
 def _original_name(name: str, originals: Mapping[str, NDArray[Any]]) -> str | None:

@@ -7,7 +7,7 @@ are is not asked: the teacher is, which must see in changed images what it sees 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,36 +67,49 @@ class _Teacher:
     def bears(self, examples: Sequence[Example], changed: Sequence[Arrays]) -> float:
         """Return the share of changed images (0-1) with the same answer; 0 of less confidence."""
         # the teacher is compared with itself: both sides have its names
-        own_heads = [
-            Head(head.output, head.teacher, head.teacher, head.kind, head.axis)
-            for head in self._heads
-        ]
+        own_heads = []
+        for head in self._heads:
+            own = replace(head, student=head.teacher)
+            own_heads.append(own)
         scorer = Scorer(own_heads, "agreement")
         confidences = np.zeros(2)
         for example, feeds in zip(examples, changed, strict=True):
             answers = self._ask(feeds)
-            scorer.add(answers, example.targets, None)
-            confidences += self._confidence(answers), self._confidence(example.targets)
-        now, before = confidences
-        if now < LEAST_CONFIDENCE * before:
+            targets = example.targets
+            scorer.add(answers, targets, None)
+            now = self._confidence(answers)
+            before = self._confidence(targets)
+            confidences += now, before
+        total_now, total_before = confidences
+        least = LEAST_CONFIDENCE * total_before
+        if total_now < least:
             return 0.0
-        return scorer.score().value
+        score = scorer.score()
+        return score.value
 
     def _confidence(self, answers: Arrays) -> float:
         """Return the sum over images of the first choice's probability; of values their norm."""
         total = 0.0
         for head in self._heads:
-            values = np.asarray(answers[head.teacher], np.float64)
-            if head.kind != "classes":
-                total += float(np.linalg.norm(values, axis=-1).sum())
-                continue
-            logits = np.moveaxis(values, head.axis, -1)
-            largest = logits.max(-1, keepdims=True)
-            powers = np.exp(logits - largest)
-            normalizer = powers.sum(-1)
-            probabilities = 1 / normalizer
-            total += float(probabilities.sum())
+            answer = answers[head.teacher]
+            values = np.asarray(answer, np.float64)
+            if head.kind == "classes":
+                logits = np.moveaxis(values, head.axis, -1)
+                confidences = _first_probabilities(logits)
+            else:
+                confidences = np.linalg.norm(values, axis=-1)
+            total += float(confidences.sum())
         return total
+
+
+def _first_probabilities(logits: Array) -> Array:
+    """Probability of the largest of each row's logits: (*N, classes) -> (*N,)."""
+    largest = logits.max(-1, keepdims=True)
+    distances = logits - largest
+    powers = np.exp(distances)
+    normalizer = powers.sum(-1)
+    probabilities: Array = 1 / normalizer
+    return probabilities
 
 
 def photographs(
@@ -128,13 +141,18 @@ def _largest_shift(
     teacher: _Teacher, examples: Sequence[Example], name: str, seed: int
 ) -> tuple[int, float]:
     """Return the pixels by which images may be moved, and the share that stays the same; or 0."""
-    height, width = examples[0].feeds[name].shape[2:]
+    images = examples[0].feeds[name]
+    height, width = images.shape[2:]
+    side = min(height, width)
     share = 0.0
     for part in SHIFT_PARTS:
-        shift = min(height, width) // part
+        shift = side // part
         random = np.random.default_rng(seed)
         move = Augment(shift=shift)
-        moved = [move(example, random)[0].feeds for example in examples]
+        moved = []
+        for example in examples:
+            changed = move(example, random)
+            moved.append(changed[0].feeds)
         share = teacher.bears(examples, moved)
         if share >= LEAST_AGREEMENT:
             return shift, share
@@ -144,43 +162,69 @@ def _largest_shift(
 def _image_name(examples: Sequence[Example], heads: Sequence[Head]) -> tuple[str, str]:
     """Return the input that holds coloured images, or the reason why there is none."""
     first = examples[0]
-    if len(first.feeds) != 1:
-        return "", f"the model takes {len(first.feeds)} inputs"
+    inputs = len(first.feeds)
+    if inputs != 1:
+        return "", f"the model takes {inputs} inputs"
     ((name, images),) = first.feeds.items()
-    if images.ndim != 4 or images.dtype.kind != "f" or images.shape[1] != 3:
+    if not _is_coloured(images):
         return "", "the data are no coloured images (N, 3, H, W)"
     height, width = images.shape[2:]
-    if min(height, width) < LEAST_SIDE:
+    side = min(height, width)
+    if side < LEAST_SIDE:
         return "", f"images of {height} x {width} pixels are no photographs"
-    if any(np.ndim(first.targets[head.teacher]) != 2 for head in heads):
-        return "", "the model does not give one answer an image"
-    if sum(example.rows for example in examples) < LEAST_ROWS:
+    for head in heads:
+        target = first.targets[head.teacher]
+        if np.ndim(target) != 2:
+            return "", "the model does not give one answer an image"
+    rows = sum(example.rows for example in examples)
+    if rows < LEAST_ROWS:
         return "", f"fewer than {LEAST_ROWS} images to ask the teacher about"
     if _is_grey(images):
         return "", "the images are grey"
     return name, ""
 
 
+def _is_coloured(images: Array) -> bool:
+    """True for images of three channels (N, 3, H, W), in floating point."""
+    if images.ndim != 4:
+        return False
+    if images.dtype.kind != "f":
+        return False
+    channels: int = images.shape[1]
+    return channels == 3
+
+
 def _is_grey(images: Array) -> bool:
     """True if the channels of most images are copies of each other, whatever their scale."""
-    grey = sum(_has_one_pattern(image) for image in images)
+    grey = 0
+    for image in images:
+        if _has_one_pattern(image):
+            grey += 1
     return 2 * grey > len(images)
 
 
 def _has_one_pattern(image: Array) -> bool:
     """True if the channels of an image (3, H, W) follow from one another by scale and offset."""
-    channels = image.reshape(3, -1).astype(np.float64)
-    channels -= channels.mean(1, keepdims=True)
+    flat = image.reshape(3, -1)
+    channels = flat.astype(np.float64)
+    means = channels.mean(1, keepdims=True)
+    channels -= means
     first, second, third = channels
-    return _are_alike(first, second) and _are_alike(second, third)
+    if not _are_alike(first, second):
+        return False
+    return _are_alike(second, third)
 
 
 def _are_alike(one: Array, other: Array) -> bool:
     lengths = np.linalg.norm(one) * np.linalg.norm(other)
-    return bool(one @ other >= SAME_CHANNELS * lengths)
+    product = one @ other
+    least = SAME_CHANNELS * lengths
+    return bool(product >= least)
 
 
 def _mirrored(example: Example, name: str) -> Arrays:
     feeds = dict(example.feeds)
-    feeds[name] = np.ascontiguousarray(feeds[name][..., ::-1])
+    images = feeds[name]
+    mirrored = images[..., ::-1]
+    feeds[name] = np.ascontiguousarray(mirrored)
     return feeds

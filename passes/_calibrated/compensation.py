@@ -169,10 +169,10 @@ class _Columns:
         The first `paired` columns of all are pairs; a block holds an even number of them.
         """
         first = columns.start
-        size = columns.stop - first
-        shape = (*self.steps.shape, size)
+        stop = columns.stop
+        shape = (*self.steps.shape, stop - first)
         errors = np.empty(shape)
-        for column in range(first, columns.stop):
+        for column in range(first, stop):
             current = self.weights[:, :, column]
             # an odd column of a pair was chosen together with the even one before it
             if column >= paired:
@@ -185,13 +185,15 @@ class _Columns:
             error = self._error(column, current, chosen)
             index = column - first
             errors[:, :, index] = error
-            behind = slice(column + 1, columns.stop)
+            behind = slice(column + 1, stop)
             factors = self.upper[:, column, behind]
             # (groups, M, 1) times (groups, 1, columns): each row passes on its own error
-            update = error[:, :, None] * factors[:, None]
+            own_errors = error[:, :, None]
+            own_factors = factors[:, None]
+            update = own_errors * own_factors
             self.weights[:, :, behind] -= update
         # one product of matrices instead of an update for each column of the block
-        rest = slice(columns.stop, None)
+        rest = slice(stop, None)
         factors = self.upper[:, columns, rest]
         update = errors @ factors
         self.weights[:, :, rest] -= update
@@ -261,23 +263,35 @@ class _Columns:
         other_unit = self.upper[group, after_column, after_column, None]
         codes = np.arange(LARGEST_CODE + 1)
         tried = sign * codes
-        lost = current - tried * step
+        value = tried * step
+        lost = current - value
         own = lost / own_unit
         # what the second column has to stand for once it made up for the first
-        left = after - own * passed
-        # codes of one sign share the limit; a partner of the other sign has all of it
-        room = PAIR_LIMIT - np.abs(tried)
-        most = np.minimum(room, self.grid.levels)
-        along_sign = left * sign
-        in_steps = along_sign / step
-        wanted = np.rint(in_steps)
-        clipped = np.clip(wanted, -self.grid.levels, most)
-        partner = sign * clipped
-        still_lost = left - partner * step
+        made_up = own * passed
+        left = after - made_up
+        partner = self._best_partner(tried, left, sign, step)
+        partner_value = partner * step
+        still_lost = left - partner_value
         other = still_lost / other_unit
-        loss = own**2 + other**2
+        own_loss = own**2
+        other_loss = other**2
+        loss = own_loss + other_loss
         best = loss.argmin(axis=1)
         each = np.arange(len(best))
         best_codes = tried[each, best]
         best_partners = partner[each, best]
         return best_codes, best_partners
+
+    def _best_partner(self, tried: Rows, left: Rows, sign: Rows, step: Rows) -> Rows:
+        """Codes nearest to what is left, within the limit beside those tried: (rows, codes)."""
+        # codes of one sign share the limit; a partner of the other sign has all of it
+        taken = np.abs(tried)
+        room = PAIR_LIMIT - taken
+        levels = self.grid.levels
+        most = np.minimum(room, levels)
+        along_sign = left * sign
+        in_steps = along_sign / step
+        wanted = np.rint(in_steps)
+        clipped = np.clip(wanted, -levels, most)
+        partner: Rows = sign * clipped
+        return partner

@@ -100,21 +100,15 @@ class _Descent:
 
     def _flip_column(self, column: int) -> int:
         codes = self.codes[:, :, column]
-        slope = self.slope[:, :, column]
         low = self.low[:, :, column]
         high = self.high[:, :, column]
         # of two neighbours the one that the code is not
-        other = low + high - codes
-        move = (other - codes) * self.steps
-        # the error is quadratic: a move changes it by 2 * slope * move + curvature * move^2
-        curvature = self.hessian[:, None, column, column]
-        second_order = move * curvature
-        change_per_move = 2 * slope + second_order
-        gain = move * change_per_move
-        first_order = np.abs(move * slope)
-        noise = NOISE * first_order
-        pays = gain < -noise
-        flip = self.movable[:, :, column] & pays
+        both = low + high
+        other = both - codes
+        difference = other - codes
+        move = difference * self.steps
+        flip = self._pays(column, move)
+        flip &= self.movable[:, :, column]
         partner = self.partner[column]
         if partner != ALONE:
             # no flip may bring a pair beyond what kernels can add
@@ -126,6 +120,21 @@ class _Descent:
         self.codes[:, :, column] = np.where(flip, other, codes)
         group, row = np.nonzero(flip)
         # one flip changes the slope at every column of its row
-        change = move[group, row, None] * self.hessian[group, column]
+        made = move[group, row, None]
+        curvatures = self.hessian[group, column]
+        change = made * curvatures
         self.slope[group, row] += change
         return len(row)
+
+    def _pays(self, column: int, move: Rows) -> NDArray[np.bool_]:
+        """Mask of the moves of a column that lower the error, by more than float noise."""
+        slope = self.slope[:, :, column]
+        # the error is quadratic: a move changes it by 2 * slope * move + curvature * move^2
+        curvature = self.hessian[:, None, column, column]
+        second_order = move * curvature
+        change_per_move = 2 * slope + second_order
+        gain = move * change_per_move
+        first_order = np.abs(move * slope)
+        noise = NOISE * first_order
+        pays: NDArray[np.bool_] = gain < -noise
+        return pays

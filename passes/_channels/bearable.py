@@ -68,10 +68,11 @@ class Terms:
 
     def budget(self, context: Context) -> float:
         """Share of the outputs' mean square that may be lost."""
-        least = self.min_sqnr
-        if least is None:
-            least = CHANNELS_WITH_DATA if context.has_data() else WITHOUT_DATA
-        return lost_share(least)
+        if self.min_sqnr is not None:
+            return lost_share(self.min_sqnr)
+        if context.has_data():
+            return lost_share(CHANNELS_WITH_DATA)
+        return lost_share(WITHOUT_DATA)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def most_bearable(
 
     def build(removed: NDArray[np.intp], samples: int) -> tuple[Pruned, float]:
         pruned = pruning.built(removed, samples, terms.damp, evidence.fitting)
-        return pruned, measured_loss(whole, pruned.model, judging)
+        loss = measured_loss(whole, pruned.model, judging)
+        return pruned, loss
 
     def make(rung: Rung) -> Attempt:
         choice, error = pruning.verified(candidates, rung.choice)
@@ -128,12 +130,14 @@ def most_bearable(
             # a fit to few samples may do harm
             unfitted, other = build(removed, 0)
             if other < loss:
-                pruned, loss = unfitted, other
+                pruned = unfitted
+                loss = other
         # without data losses are of weights, not of outputs
         predicted = rung.predicted if on_data else math.nan
         return Attempt(choice, pruned, error, predicted, loss)
 
-    is_known = not math.isnan(measured_loss(whole, whole, judging))
+    noise = measured_loss(whole, whole, judging)
+    is_known = not math.isnan(noise)
     on_data = is_known and context.has_data()
     if on_data:
         data = _fit_data(evidence.fitting, terms)
@@ -141,7 +145,8 @@ def most_bearable(
     else:
         losses = losses_of_weights(candidates)
     offers = offers_of(candidates, losses, context.target)
-    ladder = Ladder(offers, cost_left(pruning, candidates))
+    costs = cost_left(pruning, candidates)
+    ladder = Ladder(offers, costs)
     attempt = None
     if on_data:
         limits = [sure * factor for factor in LIMITS]
@@ -149,24 +154,42 @@ def most_bearable(
         rungs = measured_rungs(rungs, pruning, candidates, data)
         attempt = first_that_holds(rungs, sure, make)
     elif is_known:
-        attempt = greediest_that_holds(ladder.halvings(), sure, make)
+        halvings = ladder.halvings()
+        attempt = greediest_that_holds(halvings, sure, make)
     reason = ""
-    if attempt is None or ladder.left(attempt.choice) > 1 - WORTH:
+    if not _is_worth_it(attempt, ladder):
         reason = _why_so_little(attempt, ladder, budget, is_known)
         if not is_known:
             context.warn("prune-channels", reason)
-        # what loses nothing goes all the same
-        free = ladder.rungs([0.0])
-        attempt = make(free[0]) if free else None
-        if attempt is not None and attempt.loss > sure:
-            # free on the data that choices are made by
-            attempt = None
-    choice = attempt.choice if attempt else [0] * len(offers)
+        attempt = _without_loss(ladder, sure, make)
+    choice = [0] * len(offers)
+    if attempt is not None:
+        choice = attempt.choice
     chosen = account_of(candidates, offers, choice, budget, on_data)
     if any(choice):
         return Bearable(attempt, chosen, [])
     declined = [Declined(each.where, reason) for each in chosen]
     return Bearable(None, chosen, declined)
+
+
+def _is_worth_it(attempt: Attempt | None, ladder: Ladder) -> bool:
+    """True for a result that saves enough for its drift."""
+    if attempt is None:
+        return False
+    left = ladder.left(attempt.choice)
+    return left <= 1 - WORTH
+
+
+def _without_loss(ladder: Ladder, sure: float, make: Make) -> Attempt | None:
+    """Make the choice that is predicted to lose nothing: it goes all the same, if that is so."""
+    free = ladder.rungs([0.0])
+    if not free:
+        return None
+    attempt = make(free[0])
+    # free on the data that choices are made by
+    if attempt.loss > sure:
+        return None
+    return attempt
 
 
 def _fit_data(context: Context, terms: Terms) -> FitData:

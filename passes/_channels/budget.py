@@ -270,15 +270,21 @@ def _taken_further(choice: Choice, offers: Sequence[Offer], most: float) -> Choi
 def _best_step(offer: Offer, count: int, left: float) -> tuple[float, int] | None:
     """(saving for each loss added, count) of the best step that adds at most `left`; or None."""
     place = int(np.searchsorted(offer.counts, count))
-    saved = offer.saves[place + 1 :] - offer.saves[place]
-    added = offer.loss[place + 1 :] - offer.loss[place]
+    after = place + 1
+    saved = offer.saves[after:] - offer.saves[place]
+    added = offer.loss[after:] - offer.loss[place]
     # what adds no loss is worth anything
-    worth = saved / np.maximum(added, 1e-12)
-    worth = np.where((added <= left) & (saved > 0), worth, 0.0)
+    divisors = np.maximum(added, 1e-12)
+    worth = saved / divisors
+    fits = added <= left
+    pays = saved > 0
+    worth = np.where(fits & pays, worth, 0.0)
     if not worth.any():
         return None
     best = int(np.argmax(worth))
-    return float(worth[best]), int(offer.counts[place + 1 + best])
+    best_worth = float(worth[best])
+    best_count = int(offer.counts[after + best])
+    return best_worth, best_count
 
 
 def _taken_back(

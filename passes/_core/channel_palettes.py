@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -40,11 +41,14 @@ class ChannelPalettes:
 def channel_palettes_of(tensor: ir.TensorProtocol) -> ChannelPalettes | None:
     """Find the palettes that take fewest bytes; None where channels have too many values."""
     shape = tuple(int(dim) for dim in tensor.shape.numpy())
-    if tensor.dtype != ir.DataType.INT8 or len(shape) < 2 or not tensor.size:
+    rank = len(shape)
+    if tensor.dtype != ir.DataType.INT8:
+        return None
+    if rank < 2 or not tensor.size:
         return None
     best = None
     least = math.inf
-    for axis in (0, len(shape) - 1):
+    for axis in (0, rank - 1):
         layout = Layout.of(shape, axis)
         marks = _marks(tensor, layout)
         if marks is None:
@@ -53,7 +57,9 @@ def channel_palettes_of(tensor: ir.TensorProtocol) -> ChannelPalettes | None:
         if nbytes < least:
             best = (layout, together)
             least = nbytes
-    return None if best is None else _palettes(tensor, *best)
+    if best is None:
+        return None
+    return _palettes(tensor, *best)
 
 
 def _marks(tensor: ir.TensorProtocol, layout: Layout) -> NDArray[np.bool_] | None:
@@ -66,12 +72,19 @@ def _marks(tensor: ir.TensorProtocol, layout: Layout) -> NDArray[np.bool_] | Non
         view, held = layout.view(block, start)
         own = marks[held]
         numbers = np.arange(len(own))
-        places = view.astype(np.int16) + CODES // 2
+        places = _lookup_places(view)
         own[numbers[:, None], places] = True
         values = own.sum(axis=1)
-        if values.max(initial=0) > MOST_VALUES:
+        most = values.max(initial=0)
+        if most > MOST_VALUES:
             return None
     return marks
+
+
+def _lookup_places(codes: NDArray[Any]) -> NDArray[np.int16]:
+    """Places of codes among all that int8 has, from the lowest on."""
+    wide = codes.astype(np.int16)
+    return wide + CODES // 2
 
 
 def _grouped(marks: NDArray[np.bool_], size: int) -> tuple[float, NDArray[np.bool_]]:
@@ -87,11 +100,12 @@ def _grouped(marks: NDArray[np.bool_], size: int) -> tuple[float, NDArray[np.boo
             continue
         by_group = marks.reshape(-1, count, CODES)
         together: NDArray[np.bool_] = np.any(by_group, axis=1)
-        values = int(together.sum(axis=1).max())
+        values = _most_values(together)
         # larger groups have no fewer
         if values > MOST_VALUES:
             break
-        bits = math.log2(max(values, 2))
+        told_apart = max(values, 2)
+        bits = math.log2(told_apart)
         tables = len(together) * values
         nbytes = size * bits / 8 + tables
         if nbytes < least:
@@ -100,34 +114,55 @@ def _grouped(marks: NDArray[np.bool_], size: int) -> tuple[float, NDArray[np.boo
     return least, best
 
 
+def _most_values(together: NDArray[np.bool_]) -> int:
+    """Number of values of the group that has most of them: (groups, CODES)."""
+    values = together.sum(axis=1)
+    return int(values.max())
+
+
 def _palettes(
     tensor: ir.TensorProtocol, layout: Layout, together: NDArray[np.bool_]
 ) -> ChannelPalettes:
     groups = len(together)
-    values = int(together.sum(axis=1).max())
-    # zero first, so that masks see zeros of indices too
-    order = np.roll(np.arange(CODES), CODES // 2)
-    marked = together[:, order]
-    ranks = marked.cumsum(axis=1) - 1
-    codes = (order - CODES // 2).astype(np.int8)
-    table = np.zeros((groups, values), np.int8)
-    group, place = np.nonzero(marked)
-    table[group, ranks[group, place]] = codes[place]
-    lookup = np.zeros((groups, CODES), np.int32)
-    lookup[:, order] = ranks
-    size = tensor.size
+    width = tensor.size // groups
+    table, lookup = _tables(together)
 
     def compute() -> ir.TensorProtocol:
         flat = tensor.numpy().reshape(-1)
         view, _ = layout.view(flat, 0)
-        rows = layout.rows(view).reshape(groups, size // groups)
-        places = rows.astype(np.int16) + CODES // 2
-        index = np.take_along_axis(lookup, places.astype(np.intp), axis=1)
-        return ir.Tensor(np.ascontiguousarray(index))
+        rows = layout.rows(view)
+        by_group = rows.reshape(groups, width)
+        places = _lookup_places(by_group)
+        columns = places.astype(np.intp)
+        index = np.take_along_axis(lookup, columns, axis=1)
+        contiguous = np.ascontiguousarray(index)
+        return ir.Tensor(contiguous)
 
     index = ir.LazyTensor(
         compute,
         dtype=ir.DataType.INT32,
-        shape=ir.Shape([groups, size // groups]),
+        shape=ir.Shape([groups, width]),
     )
     return ChannelPalettes(table, index, layout)
+
+
+def _tables(
+    together: NDArray[np.bool_],
+) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
+    """Values of each group, (groups, values), and the index of each code, (groups, CODES)."""
+    groups = len(together)
+    values = _most_values(together)
+    # zero first, so that masks see zeros of indices too
+    ascending = np.arange(CODES)
+    order = np.roll(ascending, CODES // 2)
+    marked = together[:, order]
+    ranks = marked.cumsum(axis=1) - 1
+    centred = order - CODES // 2
+    codes = centred.astype(np.int8)
+    table = np.zeros((groups, values), np.int8)
+    group, place = np.nonzero(marked)
+    slot = ranks[group, place]
+    table[group, slot] = codes[place]
+    lookup = np.zeros((groups, CODES), np.int32)
+    lookup[:, order] = ranks
+    return table, lookup

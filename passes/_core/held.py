@@ -39,7 +39,8 @@ class HeldTensor:
 
     @property
     def size(self) -> int:
-        return math.prod(self.shape.numpy())
+        dims = self.shape.numpy()
+        return math.prod(dims)
 
     @property
     def nbytes(self) -> int:
@@ -59,10 +60,14 @@ class HeldTensor:
 
     def _unpacked(self) -> NDArray[Any]:
         dims = self.shape.numpy()
+        content = self.tobytes()
         packed = onnx.TensorProto(
-            dims=dims, data_type=self.dtype.value, raw_data=self.tobytes()
+            dims=dims,
+            data_type=self.dtype.value,
+            raw_data=content,
         )
-        array: NDArray[Any] = ir.serde.TensorProtoTensor(packed).numpy()
+        tensor = ir.serde.TensorProtoTensor(packed)
+        array: NDArray[Any] = tensor.numpy()
         return array
 
     def read(self, start: int, count: int) -> NDArray[Any]:
@@ -70,31 +75,42 @@ class HeldTensor:
         dtype = np.dtype(self.dtype.numpy())
         block = np.empty(count, dtype)
         view = block.view(np.uint8).data
-        self.file.read_into(view, self.offset + start * dtype.itemsize)
-        return block if np.little_endian else block.byteswap()
+        distance = start * dtype.itemsize
+        self.file.read_into(view, self.offset + distance)
+        if np.little_endian:
+            return block
+        return block.byteswap()
 
     def tobytes(self) -> bytes:
         content = bytearray(self.nbytes)
-        self.file.read_into(memoryview(content), self.offset)
+        view = memoryview(content)
+        self.file.read_into(view, self.offset)
         return bytes(content)
 
     def tofile(self, file: BinaryIO) -> None:
         """Write the bytes, block by block."""
-        content = memoryview(bytearray(min(_BLOCK, self.nbytes)))
-        for start in range(0, self.nbytes, _BLOCK):
-            view = content[: self.nbytes - start]
+        nbytes = self.nbytes
+        longest = min(_BLOCK, nbytes)
+        content = memoryview(bytearray(longest))
+        for start in range(0, nbytes, _BLOCK):
+            left = nbytes - start
+            view = content[:left]
             self.file.read_into(view, self.offset + start)
             file.write(view)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         array = self.numpy()
-        return array if dtype is None else array.astype(dtype)
+        if dtype is None:
+            return array
+        return array.astype(dtype)
 
     def __dlpack__(self, *, stream: Any = None) -> Any:
-        return self.numpy().__dlpack__()
+        array = self.numpy()
+        return array.__dlpack__()
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self.numpy().__dlpack_device__()
+        array = self.numpy()
+        return array.__dlpack_device__()
 
     def __repr__(self) -> str:
         dims = list(self.shape.numpy())

@@ -91,18 +91,23 @@ def output_errors(
     All are measured at once, as `output_drifts` does.
     """
     outputs = float_outputs(model)
-    errors = OutputErrors.none(outputs, list(variants))
+    changes = list(variants)
+    errors = OutputErrors.none(outputs, changes)
     if not outputs:
         return errors
-    family, values, prefixes = _joined_variants(model, list(variants.values()))
+    changed = list(variants.values())
+    family, values, prefixes = _joined_variants(model, changed)
     squares = _square_requests(family, values, outputs, prefixes)
-    count = dataclasses.replace(squares[WHOLE + outputs[0]], kind="extremes")
+    of_first = squares[WHOLE + outputs[0]]
+    count = dataclasses.replace(of_first, kind="extremes")
     requests = {**squares, _COUNT: count}
     found = _collected(family, requests, context, samples)
-    runs = int(found[_COUNT][:, 0].sum())
+    counts = found[_COUNT][:, 0]
+    runs = int(counts.sum())
     errors.draws[:] = runs
     for row, name in enumerate(outputs):
-        errors.powers[row] = runs * found[WHOLE + name][0]
+        power = found[WHOLE + name][0]
+        errors.powers[row] = runs * power
         for column, prefix in enumerate(prefixes):
             lost = found.get(prefix + name)
             # an output that became a constant was not looked at
@@ -185,11 +190,15 @@ def _joined_variants(
 def _share_tensors(family: ir.Model) -> None:
     """Let all variants read the same initializer where they hold the same tensor."""
     first: dict[int, ir.Value] = {}
-    for value in list(family.graph.initializers.values()):
-        same = first.setdefault(id(value.const_value), value)
-        if same is not value and not value.is_graph_input():
-            value.replace_all_uses_with(same)
-            del family.graph.initializers[value.name or ""]
+    initializers = family.graph.initializers
+    for value in list(initializers.values()):
+        key = id(value.const_value)
+        same = first.setdefault(key, value)
+        if same is value or value.is_graph_input():
+            continue
+        value.replace_all_uses_with(same)
+        name = value.name or ""
+        del initializers[name]
 
 
 def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:

@@ -180,17 +180,21 @@ def offending(codes: Rows, pairs: KernelPairs) -> NDArray[np.bool_]:
     """
     lowest = codes.min(initial=0)
     highest = codes.max(initial=0)
-    if max(-int(lowest), int(highest)) > PAIR_LIMIT:
-        beyond: NDArray[np.bool_] = largest_sums(codes, pairs) > PAIR_LIMIT
+    largest = max(-int(lowest), int(highest))
+    if largest > PAIR_LIMIT:
+        sums = largest_sums(codes, pairs)
+        beyond: NDArray[np.bool_] = sums > PAIR_LIMIT
         return beyond
     # no code is beyond the limit alone: only a sum of two with one sign is, which is the plain sum
-    first, second = _summable(*pairs.of(codes))
+    first, second = pairs.of(codes)
+    first, second = _summable(first, second)
     return _beyond(first + second)
 
 
 def largest_sums(codes: Rows, pairs: KernelPairs) -> Rows:
     """Magnitude of the larger sum of each pair, of its positive or of its negative weights."""
-    return sums_of_one_sign(*pairs.of(codes))
+    first, second = pairs.of(codes)
+    return sums_of_one_sign(first, second)
 
 
 def sums_of_one_sign(first: Rows, second: Rows) -> Rows:
@@ -225,9 +229,11 @@ def _places(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]
     rows, columns = mask.shape
     # flat, as numpy finds the places of one axis several times as fast as those of two
     if mask.flags.c_contiguous:
-        row, column = np.divmod(np.flatnonzero(mask), max(columns, 1))
+        flat = np.flatnonzero(mask)
+        row, column = np.divmod(flat, max(columns, 1))
     else:
-        column, row = np.divmod(np.flatnonzero(mask.T), max(rows, 1))
+        flat = np.flatnonzero(mask.T)
+        column, row = np.divmod(flat, max(rows, 1))
     return row, column
 
 
@@ -242,7 +248,9 @@ def keep_within(
     g (b - y)^2 is least where x + y - 128 is shared out as g to h.
     """
     # none of `codes` is beyond the limit alone: only a sum of two with one sign is
-    row, pair = _places(_beyond(np.add(*pairs.of(codes))))
+    codes_of_first, codes_of_second = pairs.of(codes)
+    sums = np.add(codes_of_first, codes_of_second)
+    row, pair = _places(_beyond(sums))
     if not row.size:
         return
     columns = pairs.indices()[pair]
@@ -258,12 +266,10 @@ def keep_within(
         h = weights[first]
         g = weights[second]
         total = h + g
-        divisor = np.where(total > 0, total, 1.0)
-        share = np.where(
-            total > 0,
-            g / divisor,
-            0.5,
-        )
+        matters = total > 0
+        divisor = np.where(matters, total, 1.0)
+        share_of_second = g / divisor
+        share = np.where(matters, share_of_second, 0.5)
     excess_of_pair = x + y - PAIR_LIMIT
     exact_best = x - excess_of_pair * share
     best = np.rint(exact_best)
@@ -284,16 +290,21 @@ def excess(
     """
     histograms = np.zeros((len(exact), BINS))
     first, second = pairs.of(exact)
-    row, pair = _places(_beyond(first + second))
-    bins, has_bin = _excess_bins(first[row, pair], second[row, pair], row)
-    row = row[has_bin]
-    pair = pair[has_bin]
+    is_beyond = _beyond(first + second)
+    row, pair = _places(is_beyond)
+    a = first[row, pair]
+    b = second[row, pair]
+    bins, has_bin = _excess_bins(a, b, row)
     cost = np.full(bins.size, COST)
     if importance is not None:
         importance_rows = np.atleast_2d(importance)
         of_first, of_second = pairs.of(importance_rows)
-        h = np.broadcast_to(of_first, first.shape)[row, pair]
-        g = np.broadcast_to(of_second, first.shape)[row, pair]
+        every_h = np.broadcast_to(of_first, first.shape)
+        every_g = np.broadcast_to(of_second, first.shape)
+        row = row[has_bin]
+        pair = pair[has_bin]
+        h = every_h[row, pair]
+        g = every_g[row, pair]
         divisor = np.maximum(h + g, 1e-300)
         cost = h * g / divisor
     add_excess(histograms, bins, cost)
@@ -312,7 +323,8 @@ def add_excess(
     """
     if cost is None:
         cost = np.full(bins.size, COST)
-    np.add.at(histograms.reshape(-1), bins, cost)
+    flat = histograms.reshape(-1)
+    np.add.at(flat, bins, cost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,7 +347,10 @@ class NearPairs:
         a = self.a * own
         b = self.b * own
         is_beyond = _beyond(a + b)
-        bins, _ = _excess_bins(a[is_beyond], b[is_beyond], self.row[is_beyond])
+        a_beyond = a[is_beyond]
+        b_beyond = b[is_beyond]
+        row = self.row[is_beyond]
+        bins, _ = _excess_bins(a_beyond, b_beyond, row)
         return bins
 
 
@@ -351,15 +366,20 @@ def near_pairs(
     (channels,). `first_row`: number of the first channel.
     """
     # sums of narrower floats err by more, and may overflow
-    wide = rows.astype(np.promote_types(rows.dtype, np.float32), copy=False)
+    dtype = np.promote_types(rows.dtype, np.float32)
+    wide = rows.astype(dtype, copy=False)
     first, second = pairs.of(wide)
     # infinity and NaN are for the caller to refuse
     with np.errstate(invalid="ignore", over="ignore"):
         sums = first + second
     magnitudes = np.abs(sums, out=sums)
-    slack = (limits * (1 - NEAR)).astype(wide.dtype)
-    row, pair = _places(magnitudes > slack[:, None])
-    return NearPairs(row + first_row, first[row, pair], second[row, pair])
+    exact_slack = limits * (1 - NEAR)
+    slack = exact_slack.astype(wide.dtype)
+    is_near = magnitudes > slack[:, None]
+    row, pair = _places(is_near)
+    a = first[row, pair]
+    b = second[row, pair]
+    return NearPairs(row + first_row, a, b)
 
 
 def _excess_bins(
@@ -367,12 +387,14 @@ def _excess_bins(
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """Bins of pairs beyond the limit that have one sign, and the mask of those: (pairs,) each."""
     have_one_sign = a * b > 0
-    total = np.abs(a + b)[have_one_sign]
+    magnitudes = np.abs(a + b)
+    total = magnitudes[have_one_sign]
     sums = np.rint(total).astype(np.intp)
     beyond = sums - PAIR_LIMIT
     bins = np.minimum(beyond, BINS - 1)
     # one histogram a channel, side by side
-    return row[have_one_sign] * BINS + bins, have_one_sign
+    first_bins = row[have_one_sign] * BINS
+    return first_bins + bins, have_one_sign
 
 
 def channel_factors(
@@ -385,20 +407,25 @@ def channel_factors(
     the limit. Shapes: spread (channels, 127), importance (channels,) -> (channels,).
     """
     # few sums come near twice the limit
-    occupied = np.flatnonzero(spread.any(axis=0))
-    bins = occupied[-1] + 1 if occupied.size else 0
+    is_occupied = spread.any(axis=0)
+    occupied = np.flatnonzero(is_occupied)
+    bins = 0
+    if occupied.size:
+        bins = occupied[-1] + 1
     sums = PAIR_LIMIT + np.arange(bins)
     limits = PAIR_LIMIT * FACTORS
     over = sums[:, None] - limits
     beyond = np.maximum(over, 0.0)
+    squares = beyond**2
     # not `@`: the threads of BLAS go on spinning, beside those that compute blocks
-    cutting = np.einsum("cb,bf->cf", spread[:, :bins], beyond**2)
+    cutting = np.einsum("cb,bf->cf", spread[:, :bins], squares)
     weight = np.asarray(importance).reshape(-1, 1)
     # 1/12: variance of rounding to the nearest whole number
     rounding = weight * FACTORS**2 / 12
     error = cutting + rounding
     best = error.argmin(axis=1)
-    return np.asarray(FACTORS[best])
+    factors = FACTORS[best]
+    return np.asarray(factors)
 
 
 def rows_of(

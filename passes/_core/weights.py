@@ -181,16 +181,21 @@ def _readers(model: ir.Model) -> dict[ir.Value, _Reader]:
     """One reader of each constant that is read: a layer, else one that may multiply, if any."""
     made = made_of_constants(model)
     readers: dict[ir.Value, _Reader] = {}
+    nodes = list(all_nodes(model))
     # readers come before what they read
-    for node in reversed(list(all_nodes(model))):
+    for node in reversed(nodes):
         # what is made of constants stands for those that read it
         behind = [readers[value] for value in node.outputs if value in readers]
         is_made = any(value in made for value in node.outputs)
         for index, value in enumerate(node.inputs):
-            if value is None or (value.const_value is None and value not in made):
+            if value is None:
                 continue
-            own = _Reader(node, index in weight_inputs(node))
-            for reader in behind if is_made else [own]:
+            if value.const_value is None and value not in made:
+                continue
+            is_weight = index in weight_inputs(node)
+            own = _Reader(node, is_weight)
+            candidates = behind if is_made else [own]
+            for reader in candidates:
                 known = readers.get(value)
                 if known is None or reader.rank >= known.rank:
                     readers[value] = reader

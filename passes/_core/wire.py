@@ -274,15 +274,21 @@ class _Filling:
             more, length = self.message(inner, field.body, field.end)
             tag = encoded_varint(field.number << 3 | field.kind)
             header = tag + encoded_varint(length)
-            parts += [self.encoded[copied : field.start], header, *more]
-            total += len(header) + length - (field.end - field.start)
+            unchanged = self.encoded[copied : field.start]
+            parts += [unchanged, header, *more]
+            before = field.end - field.start
+            after = len(header) + length
+            total += after - before
             copied = field.end
-        parts.append(self.encoded[copied:end])
+        rest = self.encoded[copied:end]
+        parts.append(rest)
         return parts, total
 
     def _has_mark(self, field: Field) -> bool:
         after = bisect.bisect_left(self._marks, field.body)
-        return after < len(self._marks) and self._marks[after] < field.end
+        if after == len(self._marks):
+            return False
+        return self._marks[after] < field.end
 
     def _tensor(self, start: int, end: int) -> tuple[list[Part], int]:
         before = b""
@@ -301,10 +307,13 @@ class _Filling:
                 before += content
             else:
                 behind += content
-        left_out = LeftOut(int(place[b"offset"]), int(place[b"length"]))
+        offset = int(place[b"offset"])
+        length = int(place[b"length"])
+        left_out = LeftOut(offset, length)
         tag = encoded_varint(_RAW_DATA << 3 | BYTES)
-        before += tag + encoded_varint(left_out.length)
-        total = len(before) + left_out.length + len(behind)
+        before += tag
+        before += encoded_varint(length)
+        total = len(before) + length + len(behind)
         return [before, left_out, behind], total
 
 

@@ -227,19 +227,31 @@ def _set_target(
     surgery: Surgery,
 ) -> None:
     """Set a new shape tensor: given numbers, and parts of what the old one computes."""
-    dynamic = np.array([isinstance(entry, Fraction) for entry in told])
-    # a shape of which parts are computed keeps those, by a Where
-    static = [0 if isinstance(entry, Fraction) else entry for entry in told]
+    is_dynamic = []
+    static = []
+    parts = []
+    for entry in told:
+        if isinstance(entry, Fraction):
+            is_dynamic.append(True)
+            # a shape of which parts are computed keeps those, by a Where
+            static.append(0)
+            parts.append(entry)
+        else:
+            is_dynamic.append(False)
+            static.append(entry)
+            parts.append(Fraction(1))
+    dynamic = np.array(is_dynamic)
     if not dynamic.any():
         surgery.constant(node, index, static)
         return
-    parts = [entry if isinstance(entry, Fraction) else Fraction(1) for entry in told]
     numerators = np.array([part.numerator for part in parts], np.int64)
     denominators = np.array([part.denominator for part in parts], np.int64)
     computed = value
-    if (numerators != 1).any():
+    is_multiplied = numerators != 1
+    if is_multiplied.any():
         computed = _computed(node, "Mul", [computed, numerators], surgery)
-    if (denominators != 1).any():
+    is_divided = denominators != 1
+    if is_divided.any():
         computed = _computed(node, "Div", [computed, denominators], surgery)
     if not dynamic.all():
         numbers = np.array(static, np.int64)

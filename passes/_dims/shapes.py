@@ -173,9 +173,14 @@ def blocked_rows(node: ir.Node, inputs: Shapes) -> list[Shape | None]:
     stored = node.inputs[0]
     if table is None or indices is None or stored is None:
         return []
-    is_bytes = stored.dtype == ir.DataType.UINT8
-    in_a_byte = 8 // node.attributes.get_int("bits", 4) if is_bytes else 1
-    axis = node.attributes.get_int("gather_axis", 0) % len(table)
-    columns = table[-1] * in_a_byte
+    in_an_element = 1
+    if stored.dtype == ir.DataType.UINT8:
+        bits = node.attributes.get_int("bits", 4)
+        in_an_element = 8 // bits
+    axis = node.attributes.get_int("gather_axis", 0)
+    axis = axis % len(table)
+    columns = table[-1] * in_an_element
     unpacked = (*table[:-1], columns)
-    return [(*unpacked[:axis], *indices, *unpacked[axis + 1 :])]
+    before = unpacked[:axis]
+    behind = unpacked[axis + 1 :]
+    return [(*before, *indices, *behind)]

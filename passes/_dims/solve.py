@@ -313,14 +313,18 @@ class _Unions:
                 self.freeze(root, own_reason)
                 continue
             size = self.relations.sizes[root]
-            slots = self.start[root] + np.arange(size)
+            numbers = np.arange(size)
+            slots = self.start[root] + numbers
             where = block.coordinate(factors, factor)
             if factor not in representatives:
                 # written backwards, the first slot of each coordinate stays
-                first = np.empty(block.sizes[factor], np.intp)
-                first[where[::-1]] = slots[::-1]
+                count = block.sizes[factor]
+                first = np.empty(count, np.intp)
+                coordinates = where[::-1]
+                first[coordinates] = slots[::-1]
                 representatives[factor] = first
-            joined_to = representatives[factor][where]
+            representative = representatives[factor]
+            joined_to = representative[where]
             self._union(slots, joined_to)
 
     # --- result -----------------------------------------------------------------

@@ -41,29 +41,40 @@ def least_load_bytes(tensor: ir.TensorProtocol, min_saving: float) -> int | None
     if few.palette is not None or few.narrower:
         return 0
     whole = _extrapolated(few)
-    limit = (1 - min_saving) * tensor.nbytes
-    enough = [name for name, nbytes in _stored_bytes(whole).items() if nbytes <= limit]
-    if tensor.dtype == ir.DataType.FLOAT and grid_of(tensor) is not None:
+    share = 1 - min_saving
+    limit = share * tensor.nbytes
+    enough = []
+    for name, nbytes in _stored_bytes(whole).items():
+        if nbytes <= limit:
+            enough.append(name)
+    is_float = tensor.dtype == ir.DataType.FLOAT
+    if is_float and grid_of(tensor) is not None:
         enough.append("grid")
     if channel_palettes_of(tensor) is not None:
         enough.append("channel palettes")
-    return min((load_bytes(name, whole) for name in enough), default=None)
+    needed = [load_bytes(name, whole) for name in enough]
+    return min(needed, default=None)
 
 
 def _extrapolated(few: Content) -> Content:
     """Facts about the whole constant: as few nonzeros as its blocks allow, none with a filler."""
-    share = max(few.nonzeros / few.size - MARGIN, 0.0)
+    seen = few.nonzeros / few.size
+    share = max(seen - MARGIN, 0.0)
     size = few.tensor.size
     nonzeros = int(share * size)
-    entries = Counter(dict.fromkeys(LONGEST_GAPS, nonzeros))
+    counts = dict.fromkeys(LONGEST_GAPS, nonzeros)
+    entries = Counter(counts)
     return Content(few.tensor, size, nonzeros, entries)
 
 
 def _stored_bytes(whole: Content) -> dict[str, float]:
     """Bytes of the codecs of zeros: a bit of each element, or a distance with each nonzero."""
     item = whole.dtype.bitwidth / 8
+    bits = whole.size / 8
+    with_byte = item + 1
+    with_half_byte = item + 1 / 2
     return {
-        "mask": whole.size / 8 + whole.nonzeros * item,
-        "gaps": whole.nonzeros * (item + 1),
-        "short gaps": whole.nonzeros * (item + 1 / 2),
+        "mask": bits + whole.nonzeros * item,
+        "gaps": whole.nonzeros * with_byte,
+        "short gaps": whole.nonzeros * with_half_byte,
     }

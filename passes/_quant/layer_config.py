@@ -117,26 +117,18 @@ def choices(
     """
     found = dict.fromkeys(layers, default)
     if ends == "8" and _is_low(default) and layers:
-        # where the first or last stays float, as it has no integer kernel, the next one is an end
-        inner = [layer for layer in layers if not layer.no_integers] or layers
-        last = [layers[0], layers[-1], inner[0], inner[-1]]
-        # by weight: a layer elsewhere that shares it has to store it alike
-        weights = {layer.weight for layer in last}
-        row = FORMS[default.form]
-        form = default.form if row.has_bits else END_FORM
-        most = row.largest_end * sum(layer.tensor.size for layer in layers)
-        for layer in layers:
-            if layer.weight in weights and layer.tensor.size <= most:
-                found[layer] = Choice(form, 8)
+        end_choice = _end_choice(default)
+        for layer in _small_ends(layers, default):
+            found[layer] = end_choice
     if ends == "8" and not FORMS[default.form].has_bits:
         # the table keeps 8 bits, and one stored form serves both
         for layer in layers:
             if is_tied(layer.weight) and found[layer].form == "blocked":
                 found[layer] = Choice("blocked", 8)
     for layer in layers:
-        choice = found[layer]
-        if layer.width < FORMS[choice.form].least_width:
-            found[layer] = Choice(choice.form, 8)
+        form = found[layer].form
+        if layer.width < FORMS[form].least_width:
+            found[layer] = Choice(form, 8)
     # last, since a named layer outranks the ends
     for layer in layers:
         names = layer_names(layer.node)
@@ -145,6 +137,32 @@ def choices(
                 found[layer] = override.choice
                 break
     return found
+
+
+def _end_choice(default: Choice) -> Choice:
+    """8 bits, in the form of the other layers where it has them."""
+    row = FORMS[default.form]
+    if row.has_bits:
+        return Choice(default.form, 8)
+    return Choice(END_FORM, 8)
+
+
+def _small_ends(layers: list[QuantLayer], default: Choice) -> list[QuantLayer]:
+    """Layers at the ends, and those that share a weight with one, unless they are large."""
+    # where the first or last stays float, as it has no integer kernel, the next one is an end
+    inner = [layer for layer in layers if not layer.no_integers] or layers
+    last = [layers[0], layers[-1], inner[0], inner[-1]]
+    # by weight: a layer elsewhere that shares it has to store it alike
+    weights = {layer.weight for layer in last}
+    row = FORMS[default.form]
+    total = sum(layer.tensor.size for layer in layers)
+    most = row.largest_end * total
+    ends = []
+    for layer in layers:
+        is_small = layer.tensor.size <= most
+        if is_small and layer.weight in weights:
+            ends.append(layer)
+    return ends
 
 
 def _is_low(choice: Choice) -> bool:

@@ -46,11 +46,19 @@ def best_values(steps: Rows, weights: Rows, count: int) -> tuple[Codes, float]:
     Shapes: (palettes, n), (palettes, n) -> (palettes, count).
     """
     histogram = _Histogram(steps, weights)
-    has_zero = (steps == 0).any(axis=1)
-    is_few = count <= MOST_DIVIDED
-    start = histogram.divided(count) if is_few else histogram.by_density(count)
+    is_zero = steps == 0
+    has_zero = is_zero.any(axis=1)
+    start = _start(histogram, count)
     values = histogram.improved(start, has_zero)
-    return values.astype(np.int8), histogram.error(values)
+    error = histogram.error(values)
+    return values.astype(np.int8), error
+
+
+def _start(histogram: _Histogram, count: int) -> NDArray[np.float64]:
+    """Values to improve, of the best division where they are few: (palettes, count)."""
+    if count <= MOST_DIVIDED:
+        return histogram.divided(count)
+    return histogram.by_density(count)
 
 
 class _Histogram:
@@ -59,15 +67,24 @@ class _Histogram:
     def __init__(self, steps: Rows, weights: Rows) -> None:
         palettes = len(steps)
         exact = (steps + HIGHEST) * FINER
-        places = np.clip(np.rint(exact), 0, BINS - 1).astype(np.intp)
-        places += BINS * np.arange(palettes)[:, None]
+        nearest = np.rint(exact)
+        places = np.clip(nearest, 0, BINS - 1).astype(np.intp)
+        first_bins = BINS * np.arange(palettes)
+        places += first_bins[:, None]
         flat = places.reshape(-1)
-        powers = [weights, weights * steps, weights * steps**2]
+        bins = BINS * palettes
+        powers = [
+            weights,
+            weights * steps,
+            weights * steps**2,
+        ]
         sums: list[NDArray[np.float64]] = []
         for power in powers:
-            flat_power = np.asarray(power, np.float64).reshape(-1)
-            counted = np.bincount(flat, flat_power, BINS * palettes)
-            sums.append(counted.reshape(palettes, BINS).astype(np.float64))
+            exact_power = np.asarray(power, np.float64)
+            flat_power = exact_power.reshape(-1)
+            counted = np.bincount(flat, flat_power, bins)
+            by_palette = counted.reshape(palettes, BINS)
+            sums.append(by_palette.astype(np.float64))
         self.density = sums[0]
         self._running = [_running(each) for each in sums]
 
@@ -77,8 +94,10 @@ class _Histogram:
         Source: Panter and Dite, Quantization distortion in pulse-count modulation, Proceedings of
         the IRE 39 (1951).
         """
-        shares = (np.arange(count) + 0.5) / count
-        return self._places(shares) / FINER - HIGHEST
+        middles = np.arange(count) + 0.5
+        shares = middles / count
+        places = self._places(shares)
+        return places / FINER - HIGHEST
 
     def divided(self, count: int) -> NDArray[np.float64]:
         """Values of the best division of CELLS cells, as dense as above, into so many runs.
@@ -86,32 +105,41 @@ class _Histogram:
         Source: Wang and Song, Ckmeans.1d.dp, The R Journal 3 (2011).
         """
         shares = np.arange(CELLS + 1) / CELLS
-        ends = np.rint(self._places(shares)).astype(np.intp)
+        places = self._places(shares)
+        ends = np.rint(places).astype(np.intp)
         ends[:, 0] = 0
         ends[:, -1] = BINS
         values = []
         # the errors of all runs are held for some palettes at a time
         for start in range(0, len(ends), DIVIDED_AT_ONCE):
             part = slice(start, start + DIVIDED_AT_ONCE)
+            ends_of_part = ends[part]
             sums = []
             for running in self._running:
-                taken = np.take_along_axis(running[part], ends[part], axis=1)
+                running_of_part = running[part]
+                taken = np.take_along_axis(running_of_part, ends_of_part, axis=1)
                 sums.append(taken)
-            values.append(_divided(sums, count))
+            divided = _divided(sums, count)
+            values.append(divided)
         return np.concatenate(values)
 
     def _places(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bins below which a share of the cube roots of the density lies: (palettes, shares)."""
-        reach = np.arange(-3 * SPREAD, 3 * SPREAD + 1)
+        farthest = 3 * SPREAD
+        reach = np.arange(-farthest, farthest + 1)
         deviations = reach / SPREAD
-        kernel = np.exp(-0.5 * deviations**2)
+        exponents = -0.5 * deviations**2
+        kernel = np.exp(exponents)
         numbers = np.arange(BINS)
         places = []
         for own in self.density:
             smooth = np.convolve(own, kernel, "same")
-            running = np.cbrt(smooth).cumsum()
+            roots = np.cbrt(smooth)
+            running = roots.cumsum()
             total = max(running[-1], 1e-300)
-            places.append(np.interp(shares, running / total, numbers))
+            reached = running / total
+            found = np.interp(shares, reached, numbers)
+            places.append(found)
         return np.array(places)
 
     def improved(
@@ -121,8 +149,10 @@ class _Histogram:
         for _ in range(ROUNDS):
             before = values
             weight, first, _ = self._parts(values)
-            means = first / np.maximum(weight, 1e-300)
-            values = np.where(weight > 0, means, values)
+            divisors = np.maximum(weight, 1e-300)
+            means = first / divisors
+            has_weights = weight > 0
+            values = np.where(has_weights, means, values)
             values = _with_zero(values, has_zero)
             if np.array_equal(values, before):
                 break
@@ -138,21 +168,26 @@ class _Histogram:
 
     def _parts(self, values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
         """Sums over the weights that are nearest to each value: (palettes, count) each."""
-        bounds = (values[:, 1:] + values[:, :-1]) / 2
+        lower = values[:, :-1]
+        upper = values[:, 1:]
+        bounds = (upper + lower) / 2
         exact = (bounds + HIGHEST) * FINER
-        inner = np.clip(np.ceil(exact), 0, BINS).astype(np.intp)
+        whole = np.ceil(exact)
+        inner = np.clip(whole, 0, BINS).astype(np.intp)
         ends = np.pad(inner, ((0, 0), (1, 0)))
         ends = np.pad(ends, ((0, 0), (0, 1)), constant_values=BINS)
         parts = []
         for sums in self._running:
             taken = np.take_along_axis(sums, ends, axis=1)
-            parts.append(np.diff(taken, axis=1))
+            differences = np.diff(taken, axis=1)
+            parts.append(differences)
         return parts
 
 
 def _running(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sums of all bins before each: (palettes, BINS) -> (palettes, BINS + 1)."""
-    return np.pad(sums.cumsum(axis=1), ((0, 0), (1, 0)))
+    running = sums.cumsum(axis=1)
+    return np.pad(running, ((0, 0), (1, 0)))
 
 
 def _divided(sums: list[NDArray[np.float64]], count: int) -> NDArray[np.float64]:
@@ -160,30 +195,54 @@ def _divided(sums: list[NDArray[np.float64]], count: int) -> NDArray[np.float64]
 
     Shapes: running sums of weights, values and squares, (palettes, cells + 1).
     """
-    palettes = len(sums[0])
-    cells = sums[0].shape[1] - 1
-    # from the end of cell i to that of cell j: axes 1 and 2
-    weight, first, second = (each[:, None, :] - each[:, :, None] for each in sums)
-    means = first / np.where(weight > 0, weight, np.inf)
-    spread = second - means * first
-    is_run = np.triu(np.ones((cells + 1, cells + 1), bool))
-    errors = np.where(is_run, spread, np.inf)
+    palettes, borders = sums[0].shape
+    means, errors = _runs(sums)
     least = errors[:, 0]
     cuts = []
     for _ in range(count - 1):
         # the last run begins where the others end best
         totals = least[:, :, None] + errors
-        cuts.append(totals.argmin(axis=1))
+        best = totals.argmin(axis=1)
+        cuts.append(best)
         least = totals.min(axis=1)
+    # the first run begins where the cells do
+    cuts.insert(0, np.zeros((palettes, borders), np.intp))
     # the runs from the last to the first, of every palette at once
     each = np.arange(palettes)
-    end = np.full(palettes, cells)
+    end = np.full(palettes, borders - 1)
     values = np.zeros((palettes, count))
-    for index in range(count - 1, -1, -1):
-        begin = cuts[index - 1][each, end] if index else np.zeros_like(end)
+    for index in reversed(range(count)):
+        begin = cuts[index][each, end]
         values[:, index] = means[each, begin, end]
         end = begin
     return np.sort(values, axis=1)
+
+
+def _runs(
+    sums: list[NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and squared error of each run of cells: (palettes, cells + 1, cells + 1) both.
+
+    A run lasts from the end of one cell, on axis 1, to that of another, on axis 2; where it would
+    last backwards, its error is infinite.
+    """
+    weight, first, second = (_differences(each) for each in sums)
+    has_weights = weight > 0
+    divisors = np.where(has_weights, weight, np.inf)
+    means = first / divisors
+    spread = second - means * first
+    borders = spread.shape[1]
+    every = np.ones((borders, borders), bool)
+    is_run = np.triu(every)
+    errors = np.where(is_run, spread, np.inf)
+    return means, errors
+
+
+def _differences(running: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums of all runs: (palettes, cells + 1) -> (palettes, cells + 1, cells + 1)."""
+    ends = running[:, None, :]
+    starts = running[:, :, None]
+    return ends - starts
 
 
 def _with_zero(
@@ -192,6 +251,7 @@ def _with_zero(
     """Values with the nearest to 0 at 0, where there are zeros to keep."""
     kept = values.copy()
     palettes = np.flatnonzero(has_zero)
-    nearest = np.abs(kept[palettes]).argmin(axis=1)
+    distances = np.abs(kept[palettes])
+    nearest = distances.argmin(axis=1)
     kept[palettes, nearest] = 0.0
     return kept

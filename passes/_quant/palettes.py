@@ -109,15 +109,16 @@ def fitted(
     Shapes: rows (channels, width); importance (channels or 1, width).
     """
     channels, width = rows.shape
-    largest = np.abs(rows).max(axis=1, initial=0.0)
-    # channels below the least scale are zeros
-    usable = np.where(largest > HIGHEST * LEAST_SCALE, largest, 1.0)
-    scales = usable.astype(np.float64) / HIGHEST
+    count = 2**bits
+    scales = _full_scales(rows)
     shared = sharing(channels, width, bits)
+    length = shared * width
     own: list[Codes] = []
     together: list[Codes] = []
-    own_error = shared_error = 0.0
-    step = max(PART // max(width * shared, 1), 1) * shared
+    own_error = 0.0
+    shared_error = 0.0
+    groups = PART // max(length, 1)
+    step = max(groups, 1) * shared
     for start in range(0, channels, step):
         part = slice(start, start + step)
         factors = scales[part, None]
@@ -125,23 +126,41 @@ def fitted(
         # an error of a step counts by the square of the scale
         weights = np.broadcast_to(factors**2, steps.shape)
         if importance is not None:
-            is_common = len(importance) == 1
-            weights = weights * (importance if is_common else importance[part])
-        values, error = best_values(steps, weights, 2**bits)
+            weights = weights * _of_part(importance, part)
+        values, error = best_values(steps, weights, count)
         own.append(values)
         own_error += error
-        if shared > 1:
-            length = shared * width
-            values, error = best_values(
-                steps.reshape(-1, length),
-                weights.reshape(-1, length),
-                2**bits,
-            )
-            together.append(np.repeat(values, shared, axis=0))
-            shared_error += error
-    is_as_good = shared > 1 and shared_error <= AS_GOOD * own_error
-    values = np.concatenate(together if is_as_good else own)
+        if shared == 1:
+            continue
+        shared_steps = steps.reshape(-1, length)
+        shared_weights = weights.reshape(-1, length)
+        values, error = best_values(shared_steps, shared_weights, count)
+        repeated = np.repeat(values, shared, axis=0)
+        together.append(repeated)
+        shared_error += error
+    chosen = own
+    if shared > 1 and shared_error <= AS_GOOD * own_error:
+        chosen = together
+    values = np.concatenate(chosen)
     return Palettes(values, scales)
+
+
+def _full_scales(rows: Rows) -> NDArray[np.float64]:
+    """Scales that put the largest weight of each channel on the largest code: (channels,)."""
+    magnitudes = np.abs(rows)
+    largest = magnitudes.max(axis=1, initial=0.0)
+    # channels below the least scale are zeros
+    is_usable = largest > HIGHEST * LEAST_SCALE
+    usable = np.where(is_usable, largest, 1.0)
+    exact = usable.astype(np.float64)
+    return exact / HIGHEST
+
+
+def _of_part(importance: NDArray[np.float64], part: slice) -> NDArray[np.float64]:
+    """Importance for some of the channels, where it is not common to all."""
+    if len(importance) == 1:
+        return importance
+    return importance[part]
 
 
 def sharing(channels: int, width: int, bits: int) -> int:

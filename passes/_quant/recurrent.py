@@ -83,18 +83,28 @@ def plan_recurrent(
         reason = left_out(names, include, exclude)
         if reason is None and isinstance(weights, str):
             reason = weights
-        # the integer operator knows only the older layout
-        layout = node.attributes.get_int("layout", 0)
-        in_integers = is_integer and node.op_type == "LSTM" and not layout
-        in_integers = in_integers and not matches(names, left_float)
-        if reason is None and not in_integers and not is_folded:
+        in_integers = False
+        if is_integer and _has_integer_form(node):
+            in_integers = not matches(names, left_float)
+        runs = in_integers or is_folded
+        if reason is None and not runs:
             reason = f"the target has no int8 {node.op_type}"
         if reason is not None:
-            plan.declined.append(Declined(label(node), reason))
+            declined = Declined(label(node), reason)
+            plan.declined.append(declined)
         elif not isinstance(weights, str):
             layer = RecurrentLayer(node, weights, in_integers)
             plan.layers.append(layer)
     return plan
+
+
+def _has_integer_form(node: ir.Node) -> bool:
+    """True if ONNX Runtime has an integer operator for a layer."""
+    if node.op_type != "LSTM":
+        return False
+    # the integer operator knows only the older layout
+    layout = node.attributes.get_int("layout", 0)
+    return layout == 0
 
 
 def _weights(
@@ -102,12 +112,13 @@ def _weights(
 ) -> tuple[ir.Value, ...] | str:
     """Initializers of a layer's weights, or the reason why they have no integers."""
     weights = []
+    size = 0
     for index in WEIGHTS:
         found = _weight(node, index, made)
         if isinstance(found, str):
             return found
         weights.append(found)
-    size = sum(_tensor(value).size for value in weights)
+        size += _tensor(found).size
     if size < LEAST_WEIGHTS:
         return f"its {size} weights are too few to pay for scales"
     return tuple(weights)
@@ -115,19 +126,22 @@ def _weights(
 
 def _weight(node: ir.Node, index: int, made: Mapping[ir.Value, bool]) -> ir.Value | str:
     """A weight's initializer, or the reason why it has no integers."""
-    chain = chain_of(input_of(node, index))
+    given = input_of(node, index)
+    chain = chain_of(given)
     if chain is None:
         return "it has no weight"
     value = chain.source
+    tensor = value.const_value
     if value.producer() is not None:
         return not_stored(value, made) or "its weight is computed at run time"
-    if not isinstance(value.graph, ir.Graph) or value.const_value is None:
+    if tensor is None or not isinstance(value.graph, ir.Graph):
         return "its weight is an input"
     if value.is_graph_input():
         return f"weight '{value.name}' is also a graph input: callers may override it"
     if value.is_graph_output() or chain.transposes:
         return f"weight '{value.name}' is read in another form too"
-    if value.dtype != ir.DataType.FLOAT or len(value.const_value.shape) != 3:
+    rank = len(tensor.shape)
+    if value.dtype != ir.DataType.FLOAT or rank != 3:
         return f"weight '{value.name}' is {value.dtype}: already quantized"
     return value
 
@@ -156,19 +170,17 @@ def store_recurrent(
     widths: dict[ir.Value, int] = {}
     for layer in plan.layers:
         for value in layer.weights:
-            if value not in codes:
-                names_of_value = layer_names(layer.node, value)
-                bits = palette_bits(names_of_value)
-                widths[value] = bits or 8
-                codes[value] = _codes(
-                    value,
-                    limits_pairs,
-                    bits,
-                )
-        broken = [v for v in layer.weights if not np.isfinite(codes[v].scales).all()]
-        if broken:
-            reason = f"weight '{broken[0].name}' holds NaN or infinity"
-            declined.append(Declined(label(layer.node), reason))
+            if value in codes:
+                continue
+            names_of_value = layer_names(layer.node, value)
+            bits = palette_bits(names_of_value)
+            widths[value] = bits or 8
+            codes[value] = _codes(value, limits_pairs, bits)
+        broken = _broken(layer, codes)
+        if broken is not None:
+            reason = f"weight '{broken.name}' holds NaN or infinity"
+            refusal = Declined(label(layer.node), reason)
+            declined.append(refusal)
             continue
         if layer.is_integer:
             _to_integers(layer, codes, stored, names)
@@ -179,25 +191,44 @@ def store_recurrent(
     sizes = {value: _tensor(value).size for value, _ in stored}
     for value, size in sizes.items():
         width = widths[value]
+        stat = stat_of(width)
         counts["weights"] += size
-        counts[stat_of(width)] += size
+        counts[stat] += size
     return dict(counts), declined
 
 
+def _broken(layer: RecurrentLayer, codes: Mapping[ir.Value, Codes]) -> ir.Value | None:
+    """The first weight of a layer that has no finite scales; None where all have."""
+    for value in layer.weights:
+        is_finite = np.isfinite(codes[value].scales)
+        if not is_finite.all():
+            return value
+    return None
+
+
 def _shape(value: ir.Value) -> tuple[int, int, int]:
-    directions, gates, inputs = (int(dim) for dim in _tensor(value).shape.numpy())
+    return _dims(_tensor(value))
+
+
+def _dims(tensor: ir.TensorProtocol) -> tuple[int, int, int]:
+    """Directions, rows of all gates, and inputs."""
+    shape = tensor.shape.numpy()
+    directions, gates, inputs = (int(dim) for dim in shape)
     return directions, gates, inputs
 
 
 def _codes(value: ir.Value, limits_pairs: bool, palette_bits: int | None) -> Codes:
     """Int8 codes of a weight, a scale for each gate's row."""
-    directions, gates, inputs = _shape(value)
+    tensor = _tensor(value)
+    directions, gates, inputs = _dims(tensor)
     rows = directions * gates
-    pairs = kernel_pairs("MatMul", (inputs, rows)) if limits_pairs else None
+    pairs = None
+    if limits_pairs:
+        pairs = kernel_pairs("MatMul", (inputs, rows))
     layout = Layout(1, rows, inputs)
     if palette_bits is not None and inputs >= LEAST_WIDTH:
-        return palette_codes(_tensor(value), layout, palette_bits)
-    return integer_codes(_tensor(value), layout, 8, "mse", pairs)
+        return palette_codes(tensor, layout, palette_bits)
+    return integer_codes(tensor, layout, 8, "mse", pairs)
 
 
 def _scales(code: Codes) -> Floats:
@@ -212,54 +243,73 @@ def _to_integers(
 ) -> None:
     """Put ONNX Runtime's integer LSTM in the place of a float one."""
     node = layer.node
-    assert isinstance(node.graph, ir.Graph)
-    inserter = Inserter(node.graph, names)
     inputs: list[ir.Value | None] = [input_of(node, index) for index in range(8)]
     parameters: list[ir.Value | None] = []
     for index, value in zip(WEIGHTS, layer.weights, strict=True):
         assert isinstance(value.graph, ir.Graph)
         home = Inserter(value.graph, names)
-        scales = _scales(codes[value]).reshape(_shape(value)[:2])
+        row_scales = _scales(codes[value])
+        directions, gates, _ = _shape(value)
+        scales = row_scales.reshape(directions, gates)
         key = (value, True)
         if key not in stored:
-            tensor = inputs_first(codes[value].codes(scales.reshape(-1)))
+            flat_scales = scales.reshape(-1)
+            rows = codes[value].codes(flat_scales)
+            tensor = inputs_first(rows)
             stored[key] = home.encoded(value.name or "weight", "q", tensor)
         inputs[index] = stored[key]
-        zero = np.zeros(scales.shape, np.int8)
-        parameters += [home.constant("scale", scales), home.constant("zero", zero)]
-    new = ir.Node(
-        DOMAIN,
-        "DynamicQuantizeLSTM",
-        [*inputs, *parameters],
-        [
-            attribute
-            for attribute in node.attributes.values()
-            if attribute.name != "layout"
-        ],
-        num_outputs=len(node.outputs),
-        name=node.name,
-    )
-    origin = FloatLayer(node.name or node.outputs[0].name or "", label(node))
+        zeros = np.zeros(scales.shape, np.int8)
+        scale = home.constant("scale", scales)
+        zero = home.constant("zero", zeros)
+        parameters += [scale, zero]
+    new = _integer_node(node, [*inputs, *parameters])
+    name = node.name or node.outputs[0].name or ""
+    origin = FloatLayer(name, label(node))
     set_float_layer(new, origin)
+    _replace(node, new)
+
+
+def _replace(node: ir.Node, new: ir.Node) -> None:
+    """Put a node with the same outputs in the place of another."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
     node.prepend([new])
     for old, made in zip(node.outputs, new.outputs, strict=True):
-        made.type, made.shape = old.type, old.shape
+        made.type = old.type
+        made.shape = old.shape
         made.name = old.name
         old.name = f"{old.name}_removed"
         old.replace_all_uses_with(made, replace_graph_outputs=True)
-    inserter.graph.remove(node, safe=True)
+    graph.remove(node, safe=True)
+
+
+def _integer_node(node: ir.Node, inputs: list[ir.Value | None]) -> ir.Node:
+    """ONNX Runtime's integer LSTM with the options of a float one."""
+    options = node.attributes.values()
+    attributes = [option for option in options if option.name != "layout"]
+    return ir.Node(
+        DOMAIN,
+        "DynamicQuantizeLSTM",
+        inputs,
+        attributes,
+        num_outputs=len(node.outputs),
+        name=node.name,
+    )
 
 
 def inputs_first(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     """Codes (directions, gates, inputs) as the integer operator reads them: inputs before gates."""
-    directions, gates, inputs = (int(dim) for dim in tensor.shape.numpy())
+    directions, gates, inputs = _dims(tensor)
+    dtype = tensor.dtype
 
     def compute() -> ir.TensorProtocol:
-        turned = tensor.numpy().reshape(directions, gates, inputs).swapaxes(1, 2)
-        return ir.Tensor(np.ascontiguousarray(turned), dtype=tensor.dtype)
+        codes = tensor.numpy().reshape(directions, gates, inputs)
+        turned = codes.swapaxes(1, 2)
+        contiguous = np.ascontiguousarray(turned)
+        return ir.Tensor(contiguous, dtype=dtype)
 
     shape = ir.Shape([directions, inputs, gates])
-    return ir.LazyTensor(compute, dtype=tensor.dtype, shape=shape, name=tensor.name)
+    return ir.LazyTensor(compute, dtype=dtype, shape=shape, name=tensor.name)
 
 
 def _unpack(
@@ -269,22 +319,30 @@ def _unpack(
     names: Names,
 ) -> None:
     """Let a float layer read its weights from codes that are unpacked while the model is loaded."""
-    f32 = ir.DataType.FLOAT
     for index, value in zip(WEIGHTS, layer.weights, strict=True):
         key = (value, False)
         if key not in stored:
-            graph = value.graph
-            assert isinstance(graph, ir.Graph)
-            inserter = Inserter(graph, names)
-            scales = _scales(codes[value])
-            tensor = codes[value].codes(scales)
-            code = inserter.encoded(value.name or "weight", "q", tensor)
-            dims = list(_shape(value))
-            factors = inserter.initializer(
-                f"{value.name}_scale", ir.Tensor(scales.reshape(*dims[:2], 1))
-            )
-            cast = inserter.step("Cast", [code], f32, dims, {"to": int(f32)})
-            scaled = inserter.step("Mul", [cast.outputs[0], factors], f32, dims)
-            graph.insert_before(graph[0], [cast, scaled])
-            stored[key] = scaled.outputs[0]
-        layer.node.replace_input_with(index, stored[key])
+            own_codes = codes[value]
+            stored[key] = _unpacked(value, own_codes, names)
+        weight = stored[key]
+        layer.node.replace_input_with(index, weight)
+
+
+def _unpacked(value: ir.Value, codes: Codes, names: Names) -> ir.Value:
+    """Insert the nodes that compute a weight from its codes; return the last one's value."""
+    f32 = ir.DataType.FLOAT
+    graph = value.graph
+    assert isinstance(graph, ir.Graph)
+    inserter = Inserter(graph, names)
+    scales = _scales(codes)
+    tensor = codes.codes(scales)
+    code = inserter.encoded(value.name or "weight", "q", tensor)
+    directions, gates, inputs = _shape(value)
+    dims = [directions, gates, inputs]
+    by_row = scales.reshape(directions, gates, 1)
+    factors = inserter.initializer(f"{value.name}_scale", ir.Tensor(by_row))
+    cast = inserter.step("Cast", [code], f32, dims, {"to": int(f32)})
+    codes_as_floats = cast.outputs[0]
+    scaled = inserter.step("Mul", [codes_as_floats, factors], f32, dims)
+    graph.insert_before(graph[0], [cast, scaled])
+    return scaled.outputs[0]

@@ -60,7 +60,8 @@ def survey(
     """
     counts = np.zeros(layout.channels, np.int64)
     if pairs is None:
-        return Survey(channel_absmax(tensor, layout), counts, None)
+        absmax = channel_absmax(tensor, layout)
+        return Survey(absmax, counts, None)
     highest = np.zeros(layout.channels, np.float32)
     per_weight = PAIR_LIMIT / levels
 
@@ -70,23 +71,39 @@ def survey(
         largest = largest_of(rows)
         # blocks before this one may still be on other threads: any of them narrows the search
         so_far = np.maximum(highest[channels], largest)
-        part = pairs.of_part(rows.shape[1])
-        first_row = channels.start or 0
-        near = near_pairs(rows, so_far * per_weight, part, first_row)
-        return channels, largest, nonzeros(rows), near
+        limits = so_far * per_weight
+        near = _near_of_rows(rows, channels, limits, pairs)
+        nonzero = nonzeros(rows)
+        return channels, largest, nonzero, near
 
     kept: list[NearPairs] | None = []
     size = 0
-    for channels, largest, nonzero, near in map_rows(looked_at, tensor, layout, pairs):
-        highest[channels] = np.maximum(highest[channels], largest)
+    most = MOST_KEPT * tensor.size
+    for found in map_rows(looked_at, tensor, layout, pairs):
+        channels, largest, nonzero, near = found
+        so_far = highest[channels]
+        highest[channels] = np.maximum(so_far, largest)
         # zeros, pruned perhaps, lose nothing by rounding
         counts[channels] += nonzero
         size += near.row.size
-        if size > MOST_KEPT * tensor.size:
+        if size > most:
             kept = None
         if kept is not None:
             kept.append(near)
     return Survey(highest, counts, kept)
+
+
+def _near_of_rows(
+    rows: NDArray[Any],
+    channels: slice,
+    limits: NDArray[np.floating[Any]],
+    pairs: KernelPairs,
+) -> NearPairs:
+    """Pairs of some channels' rows that are near the limits: (channels, width), (channels,)."""
+    width = rows.shape[1]
+    part = pairs.of_part(width)
+    first_row = channels.start or 0
+    return near_pairs(rows, limits, part, first_row)
 
 
 def largest_of(rows: NDArray[Any]) -> Floats:
@@ -101,14 +118,16 @@ def largest_of(rows: NDArray[Any]) -> Floats:
 def nonzeros(rows: NDArray[Any]) -> NDArray[np.int32]:
     """Number of nonzeros of each row: (channels, width) -> (channels,)."""
     is_nonzero = rows != 0
-    counts = np.zeros(len(rows), np.int32)
+    channels, width = rows.shape
+    counts = np.zeros(channels, np.int32)
     if rows.flags.c_contiguous:
         is_nonzero.sum(axis=1, dtype=np.int32, out=counts)
         return counts
     # each of few long columns is added to the counts: in bytes, several times as fast
     ones = is_nonzero.view(np.uint8)
-    for first in range(0, rows.shape[1], MOST_IN_BYTE):
-        few = ones[:, first : first + MOST_IN_BYTE]
+    for first in range(0, width, MOST_IN_BYTE):
+        last = first + MOST_IN_BYTE
+        few = ones[:, first:last]
         counts += few.sum(axis=1, dtype=np.uint8)
     return counts
 
@@ -126,15 +145,19 @@ def limited_scales(
     """
     usable = scales > LEAST_SCALE
     divisors = np.where(usable, scales, 1.0)
-    inverse = np.where(usable, 1.0 / divisors, 0.0)
+    reciprocals = 1.0 / divisors
+    inverse = np.where(usable, reciprocals, 0.0)
     factors = inverse.astype(np.float32)
     near: Iterable[NearPairs] | None = found.near
     if near is None:
-        near = _near(tensor, layout, scales * PAIR_LIMIT, pairs)
+        limits = scales * PAIR_LIMIT
+        near = _near(tensor, layout, limits, pairs)
     spread = np.zeros((layout.channels, BINS))
-    for bins in in_order((partial(each.bins, factors) for each in near), BATCH):
+    tasks = (partial(each.bins, factors) for each in near)
+    for bins in in_order(tasks, BATCH):
         add_excess(spread, bins)
-    growth = channel_factors(spread, found.nonzeros.astype(np.float64))
+    counts = found.nonzeros.astype(np.float64)
+    growth = channel_factors(spread, counts)
     enlarged = scales * growth
     return enlarged.astype(np.float32)
 
@@ -145,8 +168,7 @@ def _near(
     """Pairs near the limits of their channels, block by block."""
 
     def searched(rows: NDArray[Any], channels: slice) -> NearPairs:
-        part = pairs.of_part(rows.shape[1])
-        first_row = channels.start or 0
-        return near_pairs(rows, limits[channels], part, first_row)
+        own_limits = limits[channels]
+        return _near_of_rows(rows, channels, own_limits, pairs)
 
     return map_rows(searched, tensor, layout, pairs)

@@ -157,24 +157,29 @@ def _twn_codes(
     tensor: ir.TensorProtocol, layout: Layout, mean: NDArray[np.float64]
 ) -> Codes:
     """Codes by the paper's threshold; they do not depend on the final scales."""
-    threshold = (TWN_THRESHOLD * mean).astype(np.float32)
+    exact = TWN_THRESHOLD * mean
+    threshold = exact.astype(np.float32)
 
     def counts(view: NDArray[Any], channels: slice) -> NDArray[Any]:
-        own = threshold[channels][:, None]
-        is_above = np.abs(view) > own
+        own = threshold[channels]
+        magnitudes = np.abs(view)
+        is_above = magnitudes > own[:, None]
         return np.asarray(is_above)
 
     def counted(view: NDArray[Any], channels: slice) -> NDArray[Any]:
-        kept = np.abs(view) * counts(view, channels)
+        magnitudes = np.abs(view)
+        kept = magnitudes * counts(view, channels)
         return np.asarray(kept)
 
     def signs(view: NDArray[Any], channels: slice) -> NDArray[Any]:
-        codes = np.sign(view) * counts(view, channels)
+        every_sign = np.sign(view)
+        codes = every_sign * counts(view, channels)
         return np.asarray(codes)
 
     number = channel_sums(tensor, layout, counts)
     total = channel_sums(tensor, layout, counted)
-    mean_of_counted = total / np.maximum(number, 1)
+    divisors = np.maximum(number, 1)
+    mean_of_counted = total / divisors
     alpha = mean_of_counted.astype(np.float32)
 
     # the threshold alone decides the codes, whatever the final scales are

@@ -411,7 +411,7 @@ def _solved(
     explained = weights @ matrix
     residual = (wanted - explained) * stays
     direction = residual * scale
-    power = _row_sums(residual * direction)
+    power = _row_products(residual, direction)
     # powers are squares of the residual's norm
     enough = TOLERANCE**2 * power
     for _ in range(steps):
@@ -421,7 +421,7 @@ def _solved(
         image = direction @ matrix
         # no step leaves the space of the weights that stay
         image = image * stays
-        curvature = _row_sums(direction * image)
+        curvature = _row_products(direction, image)
         # rows that are solved already have no direction left
         length = _ratio(power, curvature)
         weights += length * direction
@@ -441,6 +441,12 @@ def _damped(gram: Moments, pull: Moments) -> Moments:
     ridge = identity * pull[:, None]
     damped: Moments = gram + ridge
     return damped
+
+
+def _row_products(one: Moments, other: Moments) -> Moments:
+    """Scalar products of the rows of two arrays, (groups, M / groups, 1)."""
+    products = one * other
+    return _row_sums(products)
 
 
 def _row_sums(products: Moments) -> Moments:

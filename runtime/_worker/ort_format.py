@@ -42,22 +42,28 @@ def sorted_kernels(content: bytes) -> bytes:
     model_field = _field(root, _MODEL)
     resolver_field = _field(root, _RESOLVER)
     is_known = version and model_field and resolver_field
-    if content[4:8] != IDENTIFIER or not is_known or _field(root, _STATE):
+    if content[4:8] != IDENTIFIER or not is_known:
+        return content
+    if _field(root, _STATE):
         return content
     model = root.Indirect(model_field)
     # a table's own layout lies in front of it, unless it shares an earlier one's
     layout = model - _signed(content, model)
     start = min(model, layout)
-    resolver = _table(content, root.Indirect(resolver_field))
+    resolver_place = root.Indirect(resolver_field)
+    resolver = _table(content, resolver_place)
     kernels = _kernels(resolver)
-    head = bytearray(_head(root.String(version), kernels))
+    own_version = root.String(version)
+    head = bytearray(_head(own_version, kernels))
     missing = (start - len(head)) % _ALIGNMENT
     head += bytes(missing)
-    field = _field(_root(head), _MODEL)
+    new_root = _root(head)
+    field = _field(new_root, _MODEL)
     in_model = model - start
     distance = len(head) + in_model - field
     head[field : field + 4] = distance.to_bytes(4, "little")
-    return bytes(head) + content[start:]
+    rest = content[start:]
+    return bytes(head) + rest
 
 
 def _root(content: bytes | bytearray) -> Any:

@@ -36,11 +36,15 @@ def agreement(
     """Figures of two explanations (*E). `counts`: elements that are compared; None: all."""
     first = _compared(one, counts)
     second = _compared(other, counts)
-    return Agreement(spearman(first, second), top_overlap(first, second))
+    correlation = spearman(first, second)
+    overlap = top_overlap(first, second)
+    return Agreement(correlation, overlap)
 
 
 def _compared(heat: Heat, counts: NDArray[np.bool_] | None) -> Heat:
-    chosen = heat if counts is None else heat[counts]
+    if counts is None:
+        return heat.ravel()
+    chosen = heat[counts]
     return chosen.ravel()
 
 
@@ -50,13 +54,19 @@ def spearman(one: Heat, other: Heat) -> float:
     second = _is_constant(other)
     if first or second:
         return float(first and second)
-    table = np.corrcoef(rankdata(one), rankdata(other))
+    ranks = rankdata(one)
+    other_ranks = rankdata(other)
+    table = np.corrcoef(ranks, other_ranks)
+    correlation = float(table[0, 1])
     # what is the same is 1, not a little less
-    return round(float(table[0, 1]), DIGITS)
+    return round(correlation, DIGITS)
 
 
 def _is_constant(heat: Heat) -> bool:
-    return heat.size == 0 or bool(np.ptp(heat) == 0)
+    if heat.size == 0:
+        return True
+    spread = np.ptp(heat)
+    return bool(spread == 0)
 
 
 def top_overlap(one: Heat, other: Heat) -> float:
@@ -64,19 +74,23 @@ def top_overlap(one: Heat, other: Heat) -> float:
     if not one.size:
         return 1.0
     count = math.ceil(TOP * one.size)
-    common = _first(one, count) & _first(other, count)
+    first = _first(one, count)
+    second = _first(other, count)
+    common = first & second
     return len(common) / count
 
 
 def _first(heat: Heat, count: int) -> set[int]:
     """Places of the largest elements."""
     order = np.argsort(-heat, kind="stable")
-    return set(order[:count].tolist())
+    places = order[:count]
+    return set(places.tolist())
 
 
 def mean(found: Iterable[Agreement]) -> Agreement:
     """The mean over samples."""
-    table = np.array(list(found))
+    rows = list(found)
+    table = np.array(rows)
     spearmans, tops = table.mean(0)
     return Agreement(float(spearmans), float(tops))
 
@@ -86,5 +100,7 @@ def share(found: Agreement, floor: Agreement) -> dict[str, Any]:
     shares: dict[str, Any] = {}
     for name, value in found._asdict().items():
         least = getattr(floor, name)
-        shares[name] = value / least if least > 0 else None
+        shares[name] = None
+        if least > 0:
+            shares[name] = value / least
     return shares

@@ -16,8 +16,11 @@ def occlusion(case: Perturbed) -> Weights:
     all_parts = np.ones((1, case.parts), bool)
     kept = np.concatenate([all_parts, ~windows])
     scores = case.scores(kept)
-    falls = scores[0] - scores[1:]
+    whole = scores[0]
+    without = scores[1:]
+    falls = whole - without
     sums = falls @ windows
     covered = windows.sum(0)
     times = np.maximum(covered, 1)
-    return np.asarray(sums / times)
+    means = sums / times
+    return np.asarray(means)

@@ -148,8 +148,10 @@ def _picture(values: NDArray[Any], subject: ExplainedInput) -> dict[str, Any]:
 def _shades(values: Heat) -> NDArray[np.uint8]:
     """Values as bytes, from the smallest to the largest."""
     low = values.min()
-    span = float(values.max() - low)
-    parts = (values - low) / (span or 1.0)
+    high = values.max()
+    span = float(high - low)
+    above = values - low
+    parts = above / (span or 1.0)
     shades = np.round(255 * parts)
     return np.asarray(shades, np.uint8)
 

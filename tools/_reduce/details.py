@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -118,15 +120,20 @@ def shorter_axes(subject: Subject, parts: Parts) -> Smaller:
 
 
 def _shorten(tensor: onnx.TensorProto, old: int, new: int) -> None:
-    is_shape = tensor.data_type == onnx.TensorProto.INT64 and len(tensor.dims) <= 1
+    is_integer = tensor.data_type == onnx.TensorProto.INT64
+    is_shape = is_integer and len(tensor.dims) <= 1
     if old not in tensor.dims and not is_shape:
         return
     array = numpy_helper.to_array(tensor)
     if is_shape and old in array:
         array = np.where(array == old, new, array)
     elif old in array.shape:
-        array = array[tuple(slice(new if d == old else d) for d in array.shape)]
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+        ends = [new if dim == old else dim for dim in array.shape]
+        kept = tuple(slice(end) for end in ends)
+        array = array[kept]
+    contiguous = np.ascontiguousarray(array)
+    shorter = numpy_helper.from_array(contiguous, tensor.name)
+    tensor.CopyFrom(shorter)
 
 
 def _forget_output_dims(graph: onnx.GraphProto) -> None:
@@ -205,17 +212,21 @@ def _drop_notes(model: onnx.ModelProto) -> None:
 def _renamed(model: onnx.ModelProto) -> onnx.ModelProto | None:
     """Give every value of a model without bodies a name of a letter and a number."""
     graph = model.graph
-    if len(list(graphs_of(graph))) > 1:
+    graphs = list(graphs_of(graph))
+    if len(graphs) > 1:
         return None
     names: dict[str, str] = {"": ""}
-    for stem, values in (("x", graph.input), ("w", graph.initializer)):
-        for value in values:
-            names.setdefault(value.name, f"{stem}{len(names)}")
-    for value in graph.output:
-        names.setdefault(value.name, f"y{len(names)}")
+
+    def name_values(letter: str, old_names: Iterable[str]) -> None:
+        for old in old_names:
+            number = len(names)
+            names.setdefault(old, f"{letter}{number}")
+
+    name_values("x", [value.name for value in graph.input])
+    name_values("w", [value.name for value in graph.initializer])
+    name_values("y", [value.name for value in graph.output])
     for node in graph.node:
-        for name in node.output:
-            names.setdefault(name, f"h{len(names)}")
+        name_values("h", node.output)
     for values in (graph.input, graph.output, graph.initializer, graph.value_info):
         for value in values:
             value.name = names.get(value.name, value.name)

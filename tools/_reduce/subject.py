@@ -170,12 +170,15 @@ def _drop_functions(model: onnx.ModelProto) -> None:
     domains = {""}
     waiting = [list(graph.node) for graph in graphs_of(model.graph)]
     while waiting:
-        for node in waiting.pop():
+        nodes = waiting.pop()
+        for node in nodes:
             domains.add(node.domain)
             key = (node.domain, node.op_type)
-            if key in known and key not in called:
-                called.add(key)
-                waiting.append(list(known[key].node))
+            if key in called or key not in known:
+                continue
+            called.add(key)
+            function = known[key]
+            waiting.append(list(function.node))
     functions = [function for key, function in known.items() if key in called]
     _keep(model.functions, functions)
     # another spelling of the empty domain

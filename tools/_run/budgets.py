@@ -27,14 +27,31 @@ def check_drop(drop: float | None, metric: Any) -> None:
 def budgets_of(settings: RunSettings, written: Written | None) -> dict[str, Budget]:
     """Budget by the setting that asks for it; `written` None: the run did not come to a result."""
     found: dict[str, Budget] = {}
-    if settings.min_sqnr is not None:
-        drift = None if written is None else written.drift
-        value = None if drift is None else drift.sqnr_db
-        kept = None if value is None else value >= settings.min_sqnr
-        found["min_sqnr"] = Budget(settings.min_sqnr, value, kept)
-    if settings.max_drop is not None:
-        metric = None if written is None else written.metric
-        drop = None if metric is None else metric.get("drop_share", metric["drop"])
-        kept = None if drop is None else drop <= settings.max_drop
-        found["max_drop"] = Budget(settings.max_drop, drop, kept)
+    least = settings.min_sqnr
+    if least is not None:
+        value = _sqnr(written)
+        kept = None if value is None else value >= least
+        found["min_sqnr"] = Budget(least, value, kept)
+    most = settings.max_drop
+    if most is not None:
+        drop = _drop(written)
+        kept = None if drop is None else drop <= most
+        found["max_drop"] = Budget(most, drop, kept)
     return found
+
+
+def _sqnr(written: Written | None) -> float | None:
+    """SQNR of a result in dB; None where it was not measured."""
+    if written is None or written.drift is None:
+        return None
+    return written.drift.sqnr_db
+
+
+def _drop(written: Written | None) -> float | None:
+    """Drop of a result's metric, as a share where there is one; None where it was not measured."""
+    if written is None or written.metric is None:
+        return None
+    metric = written.metric
+    plain = metric["drop"]
+    drop: float | None = metric.get("drop_share", plain)
+    return drop

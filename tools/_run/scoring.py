@@ -219,11 +219,16 @@ def drop_interval(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Interv
     Source: Agresti and Min, Simple improved confidence intervals for comparing matched proportions,
     Statistics in Medicine 24, 2005: half a row is added to each cell.
     """
-    lost = float(np.sum(before & ~after)) + 0.5
-    won = float(np.sum(~before & after)) + 0.5
+    lost_rows = before & ~after
+    won_rows = ~before & after
+    lost = float(np.sum(lost_rows)) + 0.5
+    won = float(np.sum(won_rows)) + 0.5
     rows = len(before) + 2.0
-    drop = (lost - won) / rows
-    variance = (lost + won - (lost - won) ** 2 / rows) / rows**2
+    changed = lost + won
+    difference = lost - won
+    drop = difference / rows
+    spread = difference**2 / rows
+    variance = (changed - spread) / rows**2
     margin = NORMAL_95 * math.sqrt(variance)
     return Interval(drop - margin, drop + margin)
 

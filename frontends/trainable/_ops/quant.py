@@ -85,6 +85,16 @@ def within_limit(x: Tensor, code: Tensor, limit: PairLimit) -> Tensor:
     return result
 
 
+def _saturates(a: Tensor, b: Tensor) -> Tensor:
+    """Mask of the pairs of codes that saturate for some input."""
+    # codes of opposite signs cancel, and saturate nothing
+    products = a * b
+    same_sign = products > 0
+    sums = a.abs() + b.abs()
+    too_large = sums > PAIR_LIMIT
+    return same_sign & too_large
+
+
 class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
     """Does to tensors what `keep_within` of passes/_core/saturation.py does to arrays."""
 
@@ -100,22 +110,22 @@ class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch come
         exact_rows = exact.movedim(limit.axis, 0).flatten(1)
         a = rows[:, first]
         b = rows[:, second]
-        # codes of opposite signs cancel, and saturate nothing
-        same_sign = a * b > 0
-        too_large = a.abs() + b.abs() > PAIR_LIMIT
-        over = same_sign & too_large
+        over = _saturates(a, b)
         exact_a = exact_rows[:, first].abs()
         exact_b = exact_rows[:, second].abs()
         # both give way by the same amount: the least squared error
         excess = exact_a + exact_b - PAIR_LIMIT
         wanted = exact_a - excess / 2
-        size_a = wanted.round().clamp(1, LARGEST_CODE)
+        nearest = wanted.round()
+        size_a = nearest.clamp(1, LARGEST_CODE)
         size_b = PAIR_LIMIT - size_a
         cut_a = a.sign() * size_a
         cut_b = b.sign() * size_b
         rows[:, first] = torch.where(over, cut_a, a)
         rows[:, second] = torch.where(over, cut_b, b)
-        return torch.empty_like(code).copy_(kept)
+        # in the layout of the codes
+        result = torch.empty_like(code)
+        return result.copy_(kept)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

@@ -73,14 +73,16 @@ class _ObsBlock:
         self.weight -= taken_over
         for start in range(0, len(self.inverse), PANEL):
             panel = slice(start, start + PANEL)
-            self.inverse[panel] -= cross[:, panel].T @ step
+            own_cross = cross[:, panel]
+            self.inverse[panel] -= own_cross.T @ step
         # what rounding left there
         self.weight[:, gone] = 0
         self.inverse[gone] = 0
         self.inverse[:, gone] = 0
         self.stays[gone] = False
         # in place until half of the columns are gone: a copy takes longer than the update
-        if 2 * self.stays.sum() <= len(self.stays):
+        staying = self.stays.sum()
+        if 2 * staying <= len(self.stays):
             left = self._part(self.stays)
             self.weight = left.weight
             self.inverse = left.inverse
@@ -132,39 +134,34 @@ class ObsInput:
         rows_of_all = []
         energies = np.zeros(len(weights))
         for group, (moments, own) in enumerate(zip(gram, owner, strict=True)):
-            # the last row of z z^T, z = [x, 1], holds the means of x
-            mean = moments[-1, :-1]
-            products = moments[:-1, :-1]
-            covariance = products - np.outer(mean, mean)
-            variance = np.diagonal(covariance)
-            mean_square = np.diagonal(moments)[:-1]
-            rounding = DEAD * mean_square
-            alive = variance > rounding
+            covariance, alive = _live_covariance(moments)
             if not alive.any():
                 continue
-            covariance = covariance[np.ix_(alive, alive)]
             usual = np.diagonal(covariance).mean()
             diagonal = np.diag_indices(len(covariance))
             # inputs that depend on each other have no inverse without it
             covariance[diagonal] += damp * usual
-            rows = [_as_few_rows(weight[group][:, alive]) for weight in weights]
-            for number, each in enumerate(rows):
-                output = each @ covariance
-                energies[number] += np.vdot(output, each)
+            rows = []
+            for number, weight in enumerate(weights):
+                live = weight[group][:, alive]
+                few = _as_few_rows(live)
+                output = few @ covariance
+                energies[number] += np.vdot(output, few)
+                rows.append(few)
             rows_of_all.append(rows)
+            inverse = np.linalg.inv(covariance)
             block = _ObsBlock(
                 weight=rows[0],
-                inverse=np.linalg.inv(covariance),
+                inverse=np.asarray(inverse, np.float64),
                 owner=own[alive],
                 stays=np.ones(len(covariance), bool),
             )
             blocks.append(block)
-        # a layer without output has no share to lose
-        scales = np.zeros(len(weights))
-        np.divide(1, np.sqrt(energies), out=scales, where=energies > 0)
+        scales = _inverse_roots(energies)
         for block, rows in zip(blocks, rows_of_all, strict=True):
             scaled = [scale * each for scale, each in zip(scales, rows, strict=True)]
-            block.weight = _as_few_rows(np.concatenate(scaled))
+            joined = np.concatenate(scaled)
+            block.weight = _as_few_rows(joined)
         return cls(blocks, len(weights))
 
     def costs(self, count: int) -> Scores:
@@ -190,12 +187,38 @@ class ObsInput:
             block.remove(owners)
 
 
+def _live_covariance(moments: Matrix) -> tuple[Matrix, NDArray[np.bool_]]:
+    """Covariance of the inputs that vary, and the mask of these: (K + 1, K + 1) -> (k, k), (K,)."""
+    # the last row of z z^T, z = [x, 1], holds the means of x
+    mean = moments[-1, :-1]
+    products = moments[:-1, :-1]
+    of_means = np.outer(mean, mean)
+    covariance = products - of_means
+    variance = np.diagonal(covariance)
+    mean_square = np.diagonal(moments)[:-1]
+    rounding = DEAD * mean_square
+    alive = variance > rounding
+    both = np.ix_(alive, alive)
+    return covariance[both], alive
+
+
+def _inverse_roots(energies: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Factors that bring the energy of each layer to 1, 0 of one without output: (layers,)."""
+    roots = np.sqrt(energies)
+    has_output = energies > 0
+    # a layer without output has no share to lose
+    scales = np.zeros(len(energies))
+    np.divide(1, roots, out=scales, where=has_output)
+    return scales
+
+
 def _as_few_rows(weight: Matrix) -> Matrix:
     """A matrix (M, K) of the same W^T W, which is all that costs depend on, of K rows at most."""
     rows, columns = weight.shape
     if rows <= columns:
         return weight
-    return np.asarray(np.linalg.qr(weight, mode="r"))
+    triangle = np.linalg.qr(weight, mode="r")
+    return np.asarray(triangle)
 
 
 def _columns(

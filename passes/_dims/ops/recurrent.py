@@ -69,19 +69,30 @@ def _relate_steps(
 ) -> None:
     """Time runs in order, so it stays; samples are apart from each other."""
     batch_first = node.attributes.get_int("layout", 0)
-    time, batch = (1, 0) if batch_first else (0, 1)
+    if batch_first:
+        time = 1
+        batch = 0
+        batch_of_every = 0
+        directions_of_every = 2
+        batch_of_state = 0
+        directions_of_state = 1
+    else:
+        time = 0
+        batch = 1
+        batch_of_every = 2
+        directions_of_every = 1
+        batch_of_state = 1
+        directions_of_state = 0
     relations.freeze(data, time, f"{node.op_type} needs all of it, in order")
     every, *last = node.outputs
     if relations.shape(every) is not None:
-        batch_of_every, directions = (0, 2) if batch_first else (2, 1)
         relations.same(data, time, every, time)
         relations.same(data, batch, every, batch_of_every)
-        relations.freeze(every, directions, DIRECTIONS)
-    batch_of_state, directions = (0, 1) if batch_first else (1, 0)
+        relations.freeze(every, directions_of_every, DIRECTIONS)
     for value in (*states, *last):
         if value is not None and relations.rank(value):
             relations.same(value, batch_of_state, data, batch)
-            relations.freeze(value, directions, DIRECTIONS)
+            relations.freeze(value, directions_of_state, DIRECTIONS)
 
 
 @update(*RECURRENT)

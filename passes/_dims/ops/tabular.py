@@ -31,22 +31,27 @@ def by_feature(node: ir.Node, relations: Relations) -> None:
 @update(*BY_FEATURE, domain=ML)
 def fewer_features(node: ir.Node, surgery: Surgery) -> None:
     """Leave out the numbers of features that went."""
-    kept = surgery.kept(node.outputs[0], -1)
+    result = node.outputs[0]
+    kept = surgery.kept(result, -1)
     if kept is None:
         return
     for name in BY_FEATURE[node.op_type]:
         attribute = node.attributes.get(name)
-        if attribute is None or len(attribute.value) == 1:
+        if attribute is None:
             continue
-        numbers = [attribute.value[slot] for slot in kept]
-        node.attributes[name] = ir.Attr(name, attribute.type, numbers)
+        numbers = attribute.value
+        if len(numbers) == 1:
+            continue
+        left = [numbers[slot] for slot in kept]
+        node.attributes[name] = ir.Attr(name, attribute.type, left)
 
 
 @rule("Normalizer", domain=ML)
 def normalizer(node: ir.Node, relations: Relations) -> None:
     """Each sample is divided by the norm of its features, which stay."""
     data = required_input(node, 0)
-    elementwise(data, node.outputs[0], relations)
+    result = node.outputs[0]
+    elementwise(data, result, relations)
     relations.freeze(data, -1, "Normalizer runs along it")
 
 
@@ -55,7 +60,8 @@ def one_hot(node: ir.Node, relations: Relations) -> None:
     """A new last axis has a slot for each category."""
     data = required_input(node, 0)
     result = node.outputs[0]
-    for axis in range(relations.rank(data)):
+    rank = relations.rank(data)
+    for axis in range(rank):
         relations.same(data, axis, result, axis)
     relations.freeze(result, -1, "categories of OneHotEncoder")
 
@@ -63,14 +69,17 @@ def one_hot(node: ir.Node, relations: Relations) -> None:
 @rule("ArrayFeatureExtractor", domain=ML)
 def extracted(node: ir.Node, relations: Relations) -> None:
     """Columns are picked out by indices: they stay, and so do the indices."""
-    for value in (*node.inputs, *node.outputs):
+    values = (*node.inputs, *node.outputs)
+    for value in values:
         relations.freeze(value, -1, "picked out by ArrayFeatureExtractor")
     data = required_input(node, 0)
     result = node.outputs[0]
+    rank = relations.rank(data)
     # of a vector it makes a matrix of one row
-    if relations.rank(data) == relations.rank(result):
-        for axis in range(relations.rank(data) - 1):
-            relations.same(data, axis, result, axis)
+    if relations.rank(result) != rank:
+        return
+    for axis in range(rank - 1):
+        relations.same(data, axis, result, axis)
 
 
 @rule("FeatureVectorizer", domain=ML)
@@ -78,33 +87,45 @@ def joined(node: ir.Node, relations: Relations) -> None:
     """Columns of the result are those of the parts, one after the other."""
     result = node.outputs[0]
     widths = node.attributes.get_ints("inputdimensions", [])
-    borders = [0, *np.cumsum(widths).tolist()]
-    for value, (first, last) in zip(node.inputs, pairwise(borders), strict=True):
+    ends = np.cumsum(widths)
+    borders = [0, *ends.tolist()]
+    parts = zip(node.inputs, pairwise(borders), strict=True)
+    for value, (first, last) in parts:
         assert value is not None
         relations.same(value, 0, result, 0)
         slots = relations.slots(value, -1)
+        width = last - first
         # a part that is wider or narrower than stated is cut or filled up
-        if len(slots) != last - first:
+        if len(slots) != width:
             relations.freeze_node(node, "its inputs are not as wide as it states")
             return
-        relations.link(result, -1, first + slots, value, -1, slots)
+        columns = first + slots
+        relations.link(result, -1, columns, value, -1, slots)
 
 
 @update("FeatureVectorizer", domain=ML)
 def narrower_parts(node: ir.Node, surgery: Surgery) -> None:
     """State the widths that the parts have now."""
-    widths = [surgery.after(value)[-1] for value in node.inputs if value is not None]
-    node.attributes["inputdimensions"] = ir.AttrInt64s("inputdimensions", widths)
+    widths = []
+    for value in node.inputs:
+        if value is None:
+            continue
+        shape = surgery.after(value)
+        widths.append(shape[-1])
+    stated = ir.AttrInt64s("inputdimensions", widths)
+    node.attributes["inputdimensions"] = stated
 
 
 @rule(*MODELS, domain=ML)
 def fitted(node: ir.Node, relations: Relations) -> None:
     """Samples go through; features and results stay, for attributes know them by number."""
     data = required_input(node, 0)
+    op = node.op_type
     for result in node.outputs:
         if relations.shape(result) is None:
             continue
         relations.same(data, 0, result, 0)
-        if relations.rank(result) > 1:
-            relations.freeze(result, -1, f"computed by {node.op_type}")
-    relations.freeze(data, -1, f"read by {node.op_type}, which knows it by number")
+        rank = relations.rank(result)
+        if rank > 1:
+            relations.freeze(result, -1, f"computed by {op}")
+    relations.freeze(data, -1, f"read by {op}, which knows it by number")
