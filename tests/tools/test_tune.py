@@ -13,6 +13,7 @@ import pytest
 from onnx_opt import CheckError, OnnxOptError, UsageError
 from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.tools._jobs.engines import HereEngine, ProcessEngine
+from onnx_opt.tools._tune import plans as plans_module
 from onnx_opt.tools._tune import search as search_module
 from onnx_opt.tools._tune import trial as trial_module
 from onnx_opt.tools._tune import verdict as verdict_module
@@ -260,6 +261,7 @@ def classifier(tmp_path_factory):
     np.savez(unlabelled, x=x)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_module, "MOST_ROUNDS", 0)
+        patch.setattr(plans_module, "BEFORE", ("",))
         yield path, data, unlabelled
 
 

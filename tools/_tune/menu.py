@@ -37,13 +37,15 @@ LEAST_SAVED = 0.03
 
 BEFORE = (
     "",
-    "prune(sparsity=0.5)",
-    "prune(sparsity=0.65)",
+    "prune(min_sqnr=18)",
+    "prune",
+    "prune(min_sqnr=22)",
     "prune-channels",
 )
 """Passes that run before weights take their forms, in the order in which they are looked at.
 
-`prune` shares its zeros out among the layers itself, by what they lose.
+`prune` takes as many zeros as the outputs bear, and shares them out among the layers by what they
+lose. ResNet-20 has 51, 60 and 40 % zeros then.
 """
 
 
