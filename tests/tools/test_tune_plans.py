@@ -14,6 +14,8 @@ from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.passes._core.recipe_files import as_toml, write_recipe
 from onnx_opt.tools._run.loss_probes import Twins
 from onnx_opt.tools._run.settings import RunSettings
+from onnx_opt.tools._tune import plans as plans_module
+from onnx_opt.tools._tune import search as search_module
 from onnx_opt.tools._tune.aims import ACCURATE_SHARE, AIMS, pipelines_of
 from onnx_opt.tools._tune.choices import FLOAT, FormChoice
 from onnx_opt.tools._tune.families import RepairRecipes
@@ -51,6 +53,13 @@ words (int64[batch, 12] ids) => (float[batch, 12, 48] y)
     y = MatMul (r1, w2)
 }
 """
+
+
+@pytest.fixture(autouse=True)
+def short_searches(monkeypatch):
+    """Searches of one menu and one round: what they find is the matter of other tests."""
+    monkeypatch.setattr(plans_module, "BEFORE", ("",))
+    monkeypatch.setattr(search_module, "MOST_ROUNDS", 1)
 
 
 @pytest.fixture(scope="module")
