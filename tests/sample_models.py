@@ -17,6 +17,19 @@ mlp (float[batch, 8] x) => (float[batch, 4] y)
 }
 """
 
+CLASSIFIER = """
+<ir_version: 10, opset_import: ["" : 21]>
+classifier (float[batch, 64] x) => (float[batch, 10] y)
+<float[64, 128] w1, float[128, 64] w2, float[64, 10] w3>
+{
+    h1 = MatMul (x, w1)
+    r1 = Relu (h1)
+    h2 = MatMul (r1, w2)
+    r2 = Relu (h2)
+    y = MatMul (r2, w3)
+}
+"""
+
 CNN = """
 <ir_version: 10, opset_import: ["" : 21]>
 cnn (float[batch, 3, 8, 8] x) => (float[batch, 10] y)

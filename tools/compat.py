@@ -109,23 +109,16 @@ def quantize_static(
             "ranges are measured anew, and not kept",
         )
     _note_external_data(use_external_data_format, notes)
-    choice = NodeChoice(
-        # empty lists choose nothing in particular, as None does
-        op_types_to_quantize or None,
-        nodes_to_quantize or None,
-        nodes_to_exclude or None,
-    )
-    model = as_model(model_input)
-    options |= _layer_options(_layers(model, choice, notes))
-    notes.warn()
-    return optimize(
-        model,
-        [("quant", options)],
-        out=model_output,
+    choice = _node_choice(op_types_to_quantize, nodes_to_quantize, nodes_to_exclude)
+    return _quantized(
+        model_input,
+        model_output,
+        options,
+        choice,
+        notes,
         data=calibration_data_reader,
         target=target,
         force=force,
-        bench=False,
     )
 
 
@@ -155,19 +148,45 @@ def quantize_dynamic(
     }
     percentile_of(extra_options, notes)
     _note_external_data(use_external_data_format, notes)
-    choice = NodeChoice(
-        # empty lists choose nothing in particular, as None does
-        op_types_to_quantize or None,
-        nodes_to_quantize or None,
-        nodes_to_exclude or None,
+    choice = _node_choice(op_types_to_quantize, nodes_to_quantize, nodes_to_exclude)
+    return _quantized(
+        model_input,
+        model_output,
+        options,
+        choice,
+        notes,
+        data=None,
+        target=target,
+        force=force,
     )
+
+
+def _node_choice(op_types: Nodes, include: Nodes, exclude: Nodes) -> NodeChoice:
+    """Layers by operator and name; empty lists choose nothing in particular, as None does."""
+    return NodeChoice(op_types or None, include or None, exclude or None)
+
+
+def _quantized(
+    model_input: Any,
+    model_output: str | Path,
+    options: Mapping[str, Any],
+    choice: NodeChoice,
+    notes: Notes,
+    *,
+    data: Any,
+    target: str,
+    force: bool,
+) -> Result:
+    """Quantize the chosen layers, and say what is not followed, at the line of the script."""
     model = as_model(model_input)
-    options |= _layer_options(_layers(model, choice, notes))
+    layers = _layers(model, choice, notes)
+    every = {**options, **_layer_options(layers)}
     notes.warn()
     return optimize(
         model,
-        [("quant", options)],
+        [("quant", every)],
         out=model_output,
+        data=data,
         target=target,
         force=force,
         bench=False,

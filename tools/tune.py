@@ -256,7 +256,7 @@ def _tuned(settings: RunSettings, asked: Asked) -> TuneResult:
             "tune: the time was up before the search had narrowed the limit down; more "
             "--time-budget may find a better recipe"
         )
-    judged = _judged(settings, asked, goal, task, found, warnings)
+    judged = _judged(settings, asked, goal, plan, task, found, warnings)
     result = judged.result
     for message in warnings:
         if message not in result.warnings:
@@ -292,6 +292,7 @@ def _judged(
     settings: RunSettings,
     asked: Asked,
     goal: Goal,
+    plan: SearchPlan,
     task: Task,
     found: Searched,
     warnings: list[str],
@@ -299,7 +300,12 @@ def _judged(
     """The verdict; of an aim whose own limit nothing keeps it is of the least loss instead."""
     recovered = None
     if asked.recover:
-        recovered = recovered_recipe(goal, found, asked.recover)
+        recovered = recovered_recipe(
+            goal,
+            found,
+            plan.family,
+            asked.recover,
+        )
     try:
         judged = verdict(settings, goal, task, found, recovered)
     except CheckError as error:

@@ -16,7 +16,7 @@ import torch
 
 from ... import RefusedError
 from ...passes._core.training_recipe import TrainingRecipe
-from ..trainable import to_torch
+from ..trainable import TrainableModule, to_torch
 from .attribution import teacher_maps
 from .data import Arrays
 from .device import Device, channels_last
@@ -118,14 +118,7 @@ def teacher_outputs(
 def _by_torch(
     teacher: ir.Model, names: Sequence[str], rename: Runner, device: Device
 ) -> TeacherFunction:
-    outputs = {value.name for value in teacher.graph.outputs}
-    module = to_torch(
-        teacher,
-        train=False,
-        taps=[name for name in names if name not in outputs],
-        qat="off",
-    )
-    module.to(device.name)
+    module = _module(teacher, names, train=False, device=device)
 
     def ask(feeds: Arrays) -> dict[str, Any]:
         renamed = rename(feeds)
@@ -137,20 +130,24 @@ def _by_torch(
     return ask
 
 
+def _module(
+    teacher: ir.Model, names: Sequence[str], train: bool, device: Device
+) -> TrainableModule:
+    """The teacher in torch, which gives these values."""
+    outputs = {value.name for value in teacher.graph.outputs}
+    inside = [name for name in names if name not in outputs]
+    module = to_torch(teacher, train=train, taps=inside, qat="off")
+    module.to(device.name)
+    return module
+
+
 def _with_maps(
     teacher: ir.Model, compared: ComparedValues, rename: Runner, device: Device
 ) -> TeacherFunction:
     """By torch, with the attribution maps, which ONNX Runtime cannot give."""
     names = compared.teacher_names()
-    outputs = {value.name for value in teacher.graph.outputs}
-    module = to_torch(
-        teacher,
-        # what trains has gradients, whatever the inputs are
-        train=True,
-        taps=[name for name in names if name not in outputs],
-        qat="off",
-    )
-    module.to(device.name)
+    # what trains has gradients, whatever the inputs are
+    module = _module(teacher, names, train=True, device=device)
 
     def ask(feeds: Arrays) -> dict[str, Any]:
         renamed = rename(feeds)

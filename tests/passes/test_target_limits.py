@@ -1,4 +1,4 @@
-"""What each target's runtime takes: every row complete, every limit found with its node."""
+"""Limits of each target's runtime: every row complete, every limit found with its node."""
 
 import os
 import subprocess

@@ -34,22 +34,9 @@ from onnx_opt.tools._tune.recipe import recipe_of
 from onnx_opt.tools._tune.remembered import key_of
 from onnx_opt.tools._tune.search import RecipeSearch, Searched
 from onnx_opt.tools._tune.trial import RecipeTrial
-from sample_models import model_from
+from sample_models import CLASSIFIER, model_from
 
 SCHEMAS = Path(onnx_opt.__file__).parent / "tools" / "schema"
-
-CLASSIFIER = """
-<ir_version: 10, opset_import: ["" : 21]>
-classifier (float[batch, 64] x) => (float[batch, 10] y)
-<float[64, 128] w1, float[128, 64] w2, float[64, 10] w3>
-{
-    h1 = MatMul (x, w1)
-    r1 = Relu (h1)
-    h2 = MatMul (r1, w2)
-    r2 = Relu (h2)
-    y = MatMul (r2, w3)
-}
-"""
 
 
 def choice(form, loss, size):

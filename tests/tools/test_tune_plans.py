@@ -27,20 +27,7 @@ from onnx_opt.tools._tune.search import Searched
 from onnx_opt.tools._tune.swaps import comparable, swapped, swaps
 from onnx_opt.tools._tune.trial import RecipeTrial
 from onnx_opt.tools.cli import main
-from sample_models import model_from
-
-CLASSIFIER = """
-<ir_version: 10, opset_import: ["" : 21]>
-classifier (float[batch, 64] x) => (float[batch, 10] y)
-<float[64, 128] w1, float[128, 64] w2, float[64, 10] w3>
-{
-    h1 = MatMul (x, w1)
-    r1 = Relu (h1)
-    h2 = MatMul (r1, w2)
-    r2 = Relu (h2)
-    y = MatMul (r2, w3)
-}
-"""
+from sample_models import CLASSIFIER, model_from
 
 WORDS = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -287,17 +274,34 @@ def test_the_recipe_to_train_is_smaller_and_within_reach():
         trial(0.3, 60, 0.05, 25.0 - RECOVERED_DB),
         trial(0.4, 40, 0.2, 25.0 - RECOVERED_DB - 0.1),
     ]
-    text = recovered_recipe(Goal("size", max_drop=0.02), found, 5.0)
+    goal = Goal("size", max_drop=0.02)
+    text = recovered_recipe(goal, found, None, 5.0)
     _, prune, quant, finetune, strip = parse(text).passes
     assert prune.sparsity == 0.3
     assert (quant.name, strip.name) == ("quant", "strip")
     assert finetune.minutes == 5.0
 
 
+def test_a_harsher_recipe_is_trained_where_none_was_tried():
+    found = Searched(trials=[trial(0.1, 100, 0.0, 30.0)])
+    goal = Goal("size", max_drop=0.02)
+    asked = []
+
+    class Family:
+        def recipe(self, target_db):
+            asked.append(target_db)
+            return "simplify, quant(palette, bits=3), strip"
+
+    text = recovered_recipe(goal, found, Family(), 5.0)
+    assert asked == [30.0 - RECOVERED_DB]
+    quant, finetune = parse(text).passes[1:3]
+    assert (quant.bits, finetune.minutes) == (3, 5.0)
+
+
 def test_nothing_is_trained_where_nothing_ran():
     failed = RecipeTrial("simplify", failure="data: none")
     found = Searched(trials=[failed])
-    assert recovered_recipe(Goal("size", max_drop=0.1), found, 5.0) is None
+    assert recovered_recipe(Goal("size", max_drop=0.1), found, None, 5.0) is None
 
 
 @pytest.mark.slow

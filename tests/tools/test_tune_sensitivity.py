@@ -1,4 +1,4 @@
-"""What forms of weights lose at the outputs: estimates beside measured figures, sums of shards."""
+"""Losses of forms of weights at the outputs: estimates beside measured figures, sums of shards."""
 
 import json
 import sys

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 
-# the caller of quantize_static, whose line the warning shows
-_CALLER = 3
+# the caller of quantize_static, whose line the warning shows: behind that and `_quantized`
+_CALLER = 4
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...passes._core.pipeline import Pipeline, parse
+from .families import RecipeFamily
 from .front import cost_of, keeps_cost, loss_of
 from .goal import Goal
 from .search import Searched
@@ -17,23 +20,38 @@ def require_training() -> None:
     from ...frontends import trainable  # noqa: F401 - the import raises it
 
 
-def recovered_recipe(goal: Goal, found: Searched, minutes: float) -> str | None:
+def recovered_recipe(
+    goal: Goal, found: Searched, family: RecipeFamily | None, minutes: float
+) -> str | None:
     """The recipe to train for so many minutes; None where no trial ended.
 
     The cheapest trial that keeps no more than `RECOVERED_DB` less than the best one within the
-    budget; that one itself where there is none.
+    budget. Where that is the best one itself: the recipe of `family` that is to keep so much less;
+    without a family the best one.
     """
     sound = [trial for trial in found.trials if not trial.failure]
     if not sound:
         return None
+    best = _best(goal, found, sound)
+    chosen = best
+    for trial in sound:
+        if not _is_within_reach(trial, best, goal):
+            continue
+        if cost_of(trial, goal) < cost_of(chosen, goal):
+            chosen = trial
+    recipe = chosen.recipe
+    if chosen is best and family is not None and best.sqnr_db is not None:
+        harsher = best.sqnr_db - RECOVERED_DB
+        recipe = family.recipe(harsher)
+    return _trained(recipe, minutes)
+
+
+def _best(goal: Goal, found: Searched, sound: Sequence[RecipeTrial]) -> RecipeTrial:
+    """The cheapest trial within the budget; where there is none, the one that loses least."""
     fitting = found.fitting(goal)
     if fitting:
-        best = min(fitting, key=lambda trial: cost_of(trial, goal))
-    else:
-        best = min(sound, key=loss_of)
-    within_reach = [trial for trial in sound if _is_within_reach(trial, best, goal)]
-    chosen = min(within_reach, key=lambda trial: cost_of(trial, goal), default=best)
-    return _trained(chosen.recipe, minutes)
+        return min(fitting, key=lambda trial: cost_of(trial, goal))
+    return min(sound, key=loss_of)
 
 
 def _is_within_reach(trial: RecipeTrial, best: RecipeTrial, goal: Goal) -> bool:
@@ -49,6 +67,9 @@ def _trained(recipe: str, minutes: float) -> str:
     """The recipe with training behind all that changes weights: on the grid that is deployed."""
     passes = list(parse(recipe).passes)
     (training,) = parse(f"finetune(minutes={minutes:g})").passes
-    last = max(index for index, each in enumerate(passes) if each.effect == "lossy")
-    passes.insert(last + 1, training)
+    behind = 0
+    for index, pass_ in enumerate(passes):
+        if pass_.effect == "lossy":
+            behind = index + 1
+    passes.insert(behind, training)
     return str(Pipeline(tuple(passes)))

@@ -1,4 +1,4 @@
-"""What `tune` says that forms of weights lose: estimated from gradients, beside measured.
+"""Losses of forms of weights as `tune` finds them: estimated from gradients, beside measured.
 
     python tools/dev/bench_sensitivity.py [--models NAME …] [--samples N]
 

@@ -1,4 +1,4 @@
-"""How often a search keeps its budget: twenty searches of ResNet-20 with other halves of the data.
+"""Twenty searches of ResNet-20 with other halves of the data: how often the budget is kept.
 
     python tools/dev/bench_splits.py [--splits 20] [--max-drop 0.005]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from generated_page import write_or_check
 from onnx_opt.passes._core.target_limits import LIMITS, RuntimeLimits
 from onnx_opt.passes._core.targets import TARGETS, Target
 
@@ -88,22 +88,7 @@ def _not_taken(limits: RuntimeLimits) -> str:
 
 def main() -> int:
     """Write the page, or compare it; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; exit 1 where the page is stale",
-    )
-    if not parser.parse_args().check:
-        PAGE.write_text(page(), encoding="utf-8")
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page():
-        return 0
-    print(
-        f"error: {PAGE.name}: is stale\n  fix: python tools/dev/docs_targets.py",
-        file=sys.stderr,
-    )
-    return 1
+    return write_or_check(PAGE, page, Path(__file__), __doc__ or "")
 
 
 if __name__ == "__main__":
