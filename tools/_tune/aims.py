@@ -1,6 +1,6 @@
 """Aims for people without a budget: pipelines that suit each kind of target, and what to bear.
 
-The pipelines are those of docs/recipes.md.
+The pipelines follow the recipes of docs/recipes.md.
 """
 
 from __future__ import annotations

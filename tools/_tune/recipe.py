@@ -12,11 +12,10 @@ DEFAULT_FORM = "int8:8"
 """Form of weights that the text does not name: what `quant` gives without options."""
 
 
-def recipe_of(picks: Picks, measure: bool = False, before: Sequence[str] = ()) -> str:
-    """Canonical pipeline text of choices.
+def recipe_of(picks: Picks, before: Sequence[str] = ()) -> str:
+    """Canonical pipeline text of choices; `before`: passes that run first, as text.
 
-    `measure`: let `quant` time its layers, which a replay may decide otherwise. `before`: passes
-    that run first, as text.
+    `quant` does not time its layers in it: a replay could decide otherwise.
     """
     steps = ["simplify", *before]
     forms = [
@@ -27,14 +26,12 @@ def recipe_of(picks: Picks, measure: bool = False, before: Sequence[str] = ()) -
     options = []
     if forms:
         options.append(f"layers={_list(forms)}")
-    if not measure:
-        options.append("measure=false")
+    options.append("measure=false")
     forms_picked = {choice.form for choice in picks.values()}
     # weights that are not named have 8 bits
     is_quantized = forms_picked != {FLOAT}
     if is_quantized:
-        quant = f"quant({', '.join(options)})" if options else "quant"
-        steps.append(quant)
+        steps.append(f"quant({', '.join(options)})")
     steps.append("strip")
     return str(parse(", ".join(steps)))
 
