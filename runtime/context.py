@@ -35,6 +35,7 @@ from .difference import difference
 from .feeds import Batch, Feeds, StoredFeeds
 from .held_out import held_out
 from .kept_batches import KeptBatches, TooLarge
+from .kernel_times import Profile, profiles
 from .optimized import optimized_nodes
 from .session import Session, open_session
 from .stages import (
@@ -144,6 +145,19 @@ class RunContext:
             self._opened(model, other) as (first, second),
         ):
             return paired_latency(first, second, self._latency_feeds, limit).ratio
+
+    @property
+    def tells_times(self) -> bool:
+        """True if kernels can be timed: other providers run many nodes at once out of sight."""
+        return self._provider == "cpu" and bool(self._latency_feeds)
+
+    def profiles(self, models: Sequence[ir.Model]) -> list[Profile]:
+        """Times of models and of their kernels on the same feeds, where `tells_times`."""
+        with (
+            self.progress("time kernels", 1),
+            self._opened(*models) as sessions,
+        ):
+            return profiles(sessions, self._latency_feeds)
 
     def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
         """Difference of both on calibration feeds, else synthetic ones, always on the CPU.

@@ -26,7 +26,7 @@ def optimized_nodes(session: Session) -> list[KernelNode]:
     Errors: RemoteError, WorkerDied.
     """
     (nodes,) = _nodes(session, ["all"])
-    return [_kernel(node) for node in nodes]
+    return [kernel(node) for node in nodes]
 
 
 def optimized_counts(
@@ -49,11 +49,12 @@ def _nodes(
         paths: dict[str, Path] = {each: folder / f"{each}.onnx" for each in levels}
         session.write_optimized(paths)
         # the weights are in a file beside them, which nobody reads
-        models = [onnx.load(path, load_external_data=False) for path in paths.values()]
-    return [_nodes_of(model) for model in models]
+        return [nodes_in(path) for path in paths.values()]
 
 
-def _nodes_of(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+def nodes_in(path: Path) -> list[onnx.NodeProto]:
+    """Nodes of a graph that ONNX Runtime wrote, those of subgraphs included."""
+    model = onnx.load(path, load_external_data=False)
     nodes: list[onnx.NodeProto] = []
     pending = [model.graph]
     while pending:
@@ -66,7 +67,8 @@ def _nodes_of(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return nodes
 
 
-def _kernel(node: onnx.NodeProto) -> KernelNode:
+def kernel(node: onnx.NodeProto) -> KernelNode:
+    """A node with its domain before its operator, unless that is a standard one."""
     domain = "" if node.domain in STANDARD_DOMAINS else f"{node.domain}."
     return KernelNode(
         domain + node.op_type,

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from ... import OnnxOptError
 from ...passes._core.freed import give_back
 from ..hardware import products_saturate
-from . import bundles, ipc, sessions, statistics
+from . import bundles, ipc, profiles, sessions, statistics
 from .installed import installed
 
 _MESSAGE_LENGTH = 300
@@ -208,6 +208,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "write_optimized": sessions.write_optimized,
     "compare": sessions.compare,
     "time_rounds": sessions.time_rounds,
+    "profile": profiles.profile,
     "observe": statistics.observe,
     "ranges": statistics.ranges,
     "accumulate": statistics.accumulate,

@@ -175,10 +175,16 @@ def write_optimized(path: str, providers: Providers, files: Mapping[str, str]) -
 
 
 def _write_optimized(path: str, providers: Providers, level: str, out: str) -> None:
+    # nothing is run: starting threads would take longer than the rest
+    settings = optimized_options(1, out, level)
+    light_load.load(path, settings, providers)
+
+
+def optimized_options(threads: int, out: str, level: str = "all") -> Any:
+    """Options of a session that writes its optimized graph to `out`, with the weights beside it."""
     import onnxruntime as ort
 
-    # nothing is run: starting threads would take longer than the rest
-    settings = _session_options(1, optimize=True)
+    settings = _session_options(threads, optimize=True)
     settings.graph_optimization_level = getattr(
         ort.GraphOptimizationLevel, _LEVELS[level]
     )
@@ -190,7 +196,7 @@ def _write_optimized(path: str, providers: Providers, level: str, out: str) -> N
     settings.add_session_config_entry(
         "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
     )
-    light_load.load(path, settings, providers)
+    return settings
 
 
 def compare(

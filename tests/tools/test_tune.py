@@ -20,7 +20,7 @@ from onnx_opt.tools._tune import verdict as verdict_module
 from onnx_opt.tools._tune.choices import (
     FormChoice,
     cheapest,
-    total_bytes,
+    total_cost,
     total_loss,
     without_dominated,
 )
@@ -68,7 +68,7 @@ def test_the_cheapest_choices_within_a_loss(limit, small):
         small
     )
     assert total_loss(picks) <= limit + 1e-9
-    assert total_bytes(picks) == sum(each.bytes for each in picks.values())
+    assert total_cost(picks) == sum(each.cost for each in picks.values())
 
 
 def test_no_choice_loses_little_enough():
@@ -112,15 +112,15 @@ def test_weights_that_no_choice_names_have_8_bits():
 
 def test_what_pruning_loses_is_taken_from_what_bits_may_lose():
     pruned = {
-        name: [choice(each.form, each.loss, each.bytes / 2) for each in choices]
+        name: [choice(each.form, each.loss, each.cost / 2) for each in choices]
         for name, choices in MENU.items()
     }
     menus = [FoundMenu("", 0.0, MENU, {}), FoundMenu("prune", 0.15, pruned, {})]
     family = MenuRecipes(menus)
     # 0.1 bears no pruning
-    assert "prune" not in family.recipe(10.0)
+    assert "prune" not in family.proposal(10.0).recipe
     # 0.2 bears it with 8 bits everywhere, or palettes of two weights without it
-    assert family.recipe(-10 * math.log10(0.2)) == recipe_of(
+    assert family.proposal(-10 * math.log10(0.2)).recipe == recipe_of(
         {name: choices[0] for name, choices in MENU.items()}, before=["prune"]
     )
 
@@ -185,7 +185,7 @@ class MadeUp:
         *_, quant, _ = parse(recipe).passes
         few = {entry.partition("=")[0] for entry in quant.layers}
         forms = {name: MENU[name][name in few] for name in MENU}
-        return trial(total_bytes(forms), total_loss(forms), recipe)
+        return trial(total_cost(forms), total_loss(forms), recipe)
 
     def close(self):
         pass
@@ -205,7 +205,7 @@ def test_the_search_ends_at_the_limit(goal, expected, monkeypatch):
     family = MenuRecipes([FoundMenu("", 0.0, MENU, {})])
     RecipeSearch(goal, SearchPlan(family), None, engine, deadline=math.inf).run(found)
     forms = {name: MENU[name][name in expected] for name in MENU}
-    assert trial(total_bytes(forms), total_loss(forms)).bytes in {
+    assert trial(total_cost(forms), total_loss(forms)).bytes in {
         each.bytes for each in found.trials
     }
     recipes = [each.recipe for each in found.trials]

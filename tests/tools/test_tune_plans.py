@@ -18,7 +18,7 @@ from onnx_opt.tools._tune import plans as plans_module
 from onnx_opt.tools._tune import search as search_module
 from onnx_opt.tools._tune.aims import ACCURATE_SHARE, AIMS, pipelines_of
 from onnx_opt.tools._tune.choices import FLOAT, FormChoice
-from onnx_opt.tools._tune.families import RepairRecipes
+from onnx_opt.tools._tune.families import Proposal, RepairRecipes
 from onnx_opt.tools._tune.goal import Goal
 from onnx_opt.tools._tune.lab import open_lab
 from onnx_opt.tools._tune.menu import AS_GIVEN, MILDER, menu_of
@@ -104,9 +104,9 @@ def test_tables_are_on_the_menu(words):
         menu = menu_of(lab).menu
     choices = {choice.form: choice for choice in menu["table"]}
     # 200 rows of 64 bytes, and a scale for each row
-    assert choices["int8:8"].bytes == 200 * 64 + 200 * 4
+    assert choices["int8:8"].cost == 200 * 64 + 200 * 4
     assert 0 < choices["int8:8"].loss < choices["palette:4"].loss < 0.1
-    assert choices["palette:4"].bytes < choices["int8:8"].bytes
+    assert choices["palette:4"].cost < choices["int8:8"].bytes
     assert FLOAT in choices
 
 
@@ -133,7 +133,7 @@ def test_a_menu_behind_pruning_starts_from_what_that_loses(classifier):
     for name, choices in plain.menu.items():
         eight = next(each for each in choices if each.form == "int8:8")
         sparse = [each for each in pruned.menu[name] if each.form == "int8:8"]
-        assert not sparse or sparse[0].bytes <= eight.bytes
+        assert not sparse or sparse[0].cost <= eight.cost
 
 
 def repair_menu():
@@ -151,12 +151,12 @@ def test_a_repair_spares_what_loses_most_for_its_bytes():
     pipeline = parse("quant(palette, bits=3), strip")
     family = RepairRecipes(repair_menu(), pipeline)
     assert family.harshest_db == pytest.approx(-10 * math.log10(0.05))
-    unchanged = family.recipe(family.harshest_db)
+    unchanged = family.proposal(family.harshest_db).recipe
     assert unchanged == str(parse("simplify, quant(palette, bits=3), strip"))
-    _, quant, _ = parse(family.recipe(19.0)).passes
+    _, quant, _ = parse(family.proposal(19.0).recipe).passes
     assert quant.layers == ("a=int8:8",)
     assert not quant.exclude
-    _, quant, _ = parse(family.recipe(55.0)).passes
+    _, quant, _ = parse(family.proposal(55.0).recipe).passes
     assert set(quant.exclude) == {"a", "b"}
 
 
@@ -288,9 +288,9 @@ def test_a_harsher_recipe_is_trained_where_none_was_tried():
     asked = []
 
     class Family:
-        def recipe(self, target_db):
+        def proposal(self, target_db):
             asked.append(target_db)
-            return "simplify, quant(palette, bits=3), strip"
+            return Proposal("simplify, quant(palette, bits=3), strip")
 
     text = recovered_recipe(goal, found, Family(), 5.0)
     assert asked == [30.0 - RECOVERED_DB]

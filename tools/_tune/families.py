@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ...passes._core.contract import Pass
 from ...passes._core.patterns import Part
 from ...passes._core.pipeline import Pipeline, parse
-from .choices import FLOAT, Menu, Picks, cheapest, total_bytes, total_loss
+from .choices import FLOAT, Menu, Picks, cheapest, total_cost, total_loss
 from .goal import Objective
+from .layer_times import LayerTimes
 from .menu import MILDER, FoundMenu
 from .recipe import DEFAULT_FORM, recipe_of
 
@@ -31,6 +32,13 @@ REPAIRED_DB = 20.0
 """SQNR above that of a pipeline at which its repair begins: a hundredth of the loss is left."""
 
 
+class Proposal(NamedTuple):
+    """Canonical pipeline text, and the time of a run in ms that is predicted of it, if any is."""
+
+    recipe: str
+    latency_ms: float | None = None
+
+
 class RecipeFamily(Protocol):
     """Recipes by the SQNR in dB that is predicted of them, or that they are to keep."""
 
@@ -44,8 +52,8 @@ class RecipeFamily(Protocol):
         """SQNR below which no recipe is tried."""
         ...
 
-    def recipe(self, target_db: float) -> str:
-        """Canonical pipeline text."""
+    def proposal(self, target_db: float) -> Proposal:
+        """The recipe of an SQNR."""
         ...
 
 
@@ -61,14 +69,10 @@ class MenuRecipes:
 
     @property
     def gentlest_db(self) -> float:
-        picks: Picks = {}
-        for name, choices in self.menus[0].menu.items():
-            plain = [each for each in choices if each.form == DEFAULT_FORM]
-            picks[name] = plain[0] if plain else choices[0]
-        loss = total_loss(picks)
+        loss = _eight_bit_loss(self.menus[0].menu)
         return GENTLER_DB + db_of(loss)
 
-    def recipe(self, target_db: float) -> str:
+    def proposal(self, target_db: float) -> Proposal:
         allowed = share_of(target_db)
         best: Picks = {}
         before = ""
@@ -77,12 +81,12 @@ class MenuRecipes:
             picks = cheapest(found.menu, left) if left > 0 else None
             if not picks:
                 continue
-            if not best or total_bytes(picks) < total_bytes(best):
+            if not best or total_cost(picks) < total_cost(best):
                 best = picks
                 before = found.before
         # of no picks, since the solver found none in time, it is 8 bits
         first = [before] if before else []
-        return recipe_of(best, before=first)
+        return Proposal(recipe_of(best, before=first))
 
 
 def share_of(sqnr_db: float) -> float:
@@ -97,14 +101,60 @@ def db_of(share: float) -> float:
 
 @dataclass(frozen=True)
 class ChannelRecipes:
-    """For time and work: channels that the outputs bear to lose, then integers."""
+    """For work, and for time where that of layers is not known: fewer channels, then integers."""
 
     gentlest_db: float = 40.0
     harshest_db: float = LEAST_DB
 
-    def recipe(self, target_db: float) -> str:
-        text = f"simplify, prune-channels(min_sqnr={target_db:.1f}), quant, strip"
-        return str(parse(text))
+    def proposal(self, target_db: float) -> Proposal:
+        text = f"simplify, {_channels_left(target_db)}, quant, strip"
+        return Proposal(str(parse(text)))
+
+
+@dataclass(frozen=True)
+class TimedRecipes:
+    """For time: 8 bits, but floats where integers lose more than they save, and fewer channels.
+
+    `menu`: of each weight what 8 bits lose, and the ms of its layer in either form. What of the
+    loss the bits leave over is that of `prune-channels`.
+    """
+
+    menu: Menu
+    times: LayerTimes
+    harshest_db: float = LEAST_DB
+
+    @property
+    def gentlest_db(self) -> float:
+        loss = _eight_bit_loss(self.menu)
+        return GENTLER_DB + db_of(loss)
+
+    def proposal(self, target_db: float) -> Proposal:
+        allowed = share_of(target_db)
+        picks = cheapest(self.menu, allowed, self.times.borders) or {}
+        left = allowed - total_loss(picks)
+        if left > LEAST_LEFT * allowed:
+            before = _channels_left(db_of(left))
+            return Proposal(recipe_of(picks, before=[before]))
+        forms = {name: choice.form for name, choice in picks.items()}
+        return Proposal(recipe_of(picks), self.times.of(forms))
+
+
+LEAST_LEFT = 0.5
+"""Share of the loss that a recipe may have from which on channels go for it. Chosen by hand."""
+
+
+def _channels_left(sqnr_db: float) -> str:
+    """Text of the pass that takes channels until so much SQNR in dB is left."""
+    return f"prune-channels(min_sqnr={sqnr_db:.1f})"
+
+
+def _eight_bit_loss(menu: Menu) -> float:
+    """Loss of 8 bits everywhere, or of the first choice where a weight has no such form."""
+    picks: Picks = {}
+    for name, choices in menu.items():
+        plain = [each for each in choices if each.form == DEFAULT_FORM]
+        picks[name] = plain[0] if plain else choices[0]
+    return total_loss(picks)
 
 
 @dataclass(frozen=True)
@@ -129,7 +179,7 @@ class RepairRecipes:
             total += max(choice.loss for choice in choices)
         return db_of(total)
 
-    def recipe(self, target_db: float) -> str:
+    def proposal(self, target_db: float) -> Proposal:
         allowed = share_of(target_db)
         picks = cheapest(self.menu, allowed)
         if picks is None:
@@ -146,7 +196,7 @@ class RepairRecipes:
         # names are those of a simplified model
         if steps[0].name != "simplify":
             steps = [*parse("simplify").passes, *steps]
-        return str(Pipeline(tuple(steps)))
+        return Proposal(str(Pipeline(tuple(steps))))
 
 
 def _of_form(picks: Picks, form: str) -> list[str]:
@@ -172,7 +222,10 @@ TEMPLATES: dict[Objective, tuple[str, ...]] = {
         "simplify, prune(sparsity=0.5), quant(palette, bits=4), strip",
         "simplify, prune(sparsity=0.5), quant(palette, bits=3), strip",
     ),
-    "latency": ("simplify, quant, strip",),
+    "latency": (
+        "simplify, quant, strip",
+        "simplify, prune-channels, quant, strip",
+    ),
 }
 """Pipelines that suit many models, from gentle to harsh, tried beside the recipes of a family."""
 

@@ -65,8 +65,8 @@ def cost_of(trial: RecipeTrial, goal: Goal) -> tuple[float, float]:
     loss = loss_of(trial)
     if goal.objective == "accuracy":
         return loss, size
-    if goal.objective == "latency" and trial.latency_ms is not None:
-        return trial.latency_ms, size
+    if goal.objective == "latency" and trial.ratio is not None:
+        return trial.ratio, size
     if goal.objective == "macs" and trial.macs is not None:
         return float(trial.macs), size
     return size, loss
@@ -103,5 +103,5 @@ def _figures(trial: RecipeTrial) -> tuple[float, ...]:
     """Figures that a user trades, the less the better; 0 where none is known of any trial."""
     size = float(trial.bytes or 0)
     work = float(trial.macs or 0)
-    latency = trial.latency_ms or 0.0
-    return size, work, latency, loss_of(trial)
+    time = trial.ratio or 0.0
+    return size, work, time, loss_of(trial)

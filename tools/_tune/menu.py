@@ -194,7 +194,7 @@ def _choices_to_repair(
             # of what several layers share, all is stored for the first of them
             size = sizes[form].get(name, 0.0)
             choices.append(FormChoice(form, found[name], size))
-    if len(choices) == 3 and choices[2].bytes <= choices[1].bytes:
+    if len(choices) == 3 and choices[2].cost <= choices[1].cost:
         # an end, whose bits a pass spares by itself as long as others have fewer
         del choices[1]
     return choices

@@ -22,6 +22,7 @@ from .goal import Goal
 from .lab import Lab
 from .menu import BEFORE, FoundMenu, menu_of, menu_to_repair
 from .sensitivity import Keep, Method
+from .timed import timed_recipes
 
 UNMEASURED = ("strip", "pack")
 """Passes that change no value: losses are measured without them, by the names of layers."""
@@ -62,6 +63,12 @@ KeepMenu = Callable[[str, Callable[[], FoundMenu]], FoundMenu]
 def plan_for(goal: Goal, lab: Lab, menu_settings: MenuSettings) -> SearchPlan:
     """The plan that makes the objective small. Errors: RefusedError where there is no choice."""
     templates = templates_for(goal.objective)
+    if goal.objective == "latency":
+        timed = timed_recipes(lab, menu_settings.method, menu_settings.keep)
+        if timed is not None:
+            return SearchPlan(
+                timed.family, templates, sensitivity=timed.sensitivity.as_dict()
+            )
     if goal.objective in ("latency", "macs"):
         return SearchPlan(ChannelRecipes(), templates)
     menus = _menus(lab, menu_settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...passes._core.pipeline import parse
 from .choices import FLOAT, Picks
@@ -18,22 +18,25 @@ def recipe_of(picks: Picks, before: Sequence[str] = ()) -> str:
     `quant` does not time its layers in it: a replay could decide otherwise.
     """
     steps = ["simplify", *before]
-    forms = [
-        f"{_pattern(name)}={choice.form}"
-        for name, choice in picks.items()
-        if choice.form != DEFAULT_FORM
-    ]
-    options = []
-    if forms:
-        options.append(f"layers={_list(forms)}")
-    options.append("measure=false")
-    forms_picked = {choice.form for choice in picks.values()}
+    forms = {name: choice.form for name, choice in picks.items()}
     # weights that are not named have 8 bits
-    is_quantized = forms_picked != {FLOAT}
+    is_quantized = set(forms.values()) != {FLOAT}
     if is_quantized:
-        steps.append(f"quant({', '.join(options)})")
+        steps.append(quant_text(forms))
     steps.append("strip")
     return str(parse(", ".join(steps)))
+
+
+def quant_text(forms: Mapping[str, str]) -> str:
+    """Text of the pass that gives weights these forms, and 8 bits to those that are not named."""
+    entries = [
+        f"{_pattern(name)}={form}"
+        for name, form in forms.items()
+        if form != DEFAULT_FORM
+    ]
+    options = [f"layers={_list(entries)}"] if entries else []
+    options.append("measure=false")
+    return f"quant({', '.join(options)})"
 
 
 def _pattern(name: str) -> str:

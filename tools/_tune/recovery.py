@@ -42,7 +42,7 @@ def recovered_recipe(
     recipe = chosen.recipe
     if chosen is best and family is not None and best.sqnr_db is not None:
         harsher = best.sqnr_db - RECOVERED_DB
-        recipe = family.recipe(harsher)
+        recipe = family.proposal(harsher).recipe
     return _trained(recipe, minutes)
 
 

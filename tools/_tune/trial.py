@@ -85,15 +85,19 @@ class Task:
 class RecipeTrial:
     """Figures of a recipe that was run; None where they are not known.
 
-    `predicted_db`: SQNR that its choices were to leave, in dB. `drop`: of the metric, in its own
-    units. `error`: standard error of the drop, row by row. `failure`: why there is no result.
+    `predicted_db`: SQNR that its choices were to leave, in dB. `predicted_ms`: time of a run that
+    its layers were to take. `ratio`: of the time to the original's, in the same rounds. `drop`: of
+    the metric, in its own units. `error`: standard error of the drop, row by row. `failure`: why
+    there is no result.
     """
 
     recipe: str
     predicted_db: float | None = None
+    predicted_ms: float | None = None
     bytes: int | None = None
     macs: int | None = None
     latency_ms: float | None = None
+    ratio: float | None = None
     sqnr_db: float | None = None
     metric: float | None = None
     drop: float | None = None
@@ -108,6 +112,8 @@ class RecipeTrial:
             "bytes": self.bytes,
             "macs": self.macs,
             "latency_ms": self.latency_ms,
+            "predicted_ms": self.predicted_ms,
+            "latency_ratio": self.ratio,
             "metric": self.metric,
             "drop": self.drop,
             "standard_error": self.error,
@@ -146,6 +152,7 @@ def trial_of(recipe: str, result: RunResult) -> RecipeTrial:
         bytes=result.output.bytes,
         macs=result.output.macs,
         latency_ms=result.output.latency_ms,
+        ratio=None if result.latency is None else result.latency.median,
         sqnr_db=sqnr_db if sqnr_db is None or math.isfinite(sqnr_db) else None,
         metric=facts.get("after"),
         drop=drop,

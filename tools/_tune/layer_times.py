@@ -1,0 +1,148 @@
+"""Time of each layer as float and as integers on this CPU, and of the borders between the two.
+
+Times of layers come from ONNX Runtime's profile of the model in either form. Where a float layer
+and one of integers meet, the values between them are converted and laid out anew: what that takes
+is found on two models in which every other layer stays float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from ...passes._core.weights import weights_of
+from ...runtime.kernel_times import Profile
+from .choices import FLOAT
+from .kernel_owners import kernel_owners, owners_of, with_names
+from .lab import Lab, Made
+from .recipe import DEFAULT_FORM, quant_text
+from .swaps import comparable
+
+Times = Mapping[str, float]
+"""Time of a layer in ms, by the name of its weight."""
+
+Edge = tuple[str, str]
+"""Weights of two layers of which the second reads what the first gives."""
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Times by which that of a mixture of forms is told.
+
+    `forms`: times of layers by form. `rest_ms`: of all that belongs to no layer. `borders`: time in
+    ms that an edge takes where its layers are of different forms.
+    """
+
+    forms: Mapping[str, Times]
+    rest_ms: float
+    borders: Mapping[Edge, float]
+
+    def of(self, picked: Mapping[str, str]) -> float:
+        """Time in ms of the model whose weights have these forms; the others have 8 bits."""
+        total = self.rest_ms
+        for weight, time in self.forms[DEFAULT_FORM].items():
+            form = picked.get(weight, DEFAULT_FORM)
+            total += self.forms[form].get(weight, time)
+        for (first, second), time in self.borders.items():
+            forms = {picked.get(each, DEFAULT_FORM) for each in (first, second)}
+            if len(forms) > 1:
+                total += time
+        return total
+
+
+def layer_times(lab: Lab, eight_bits: Made) -> LayerTimes:
+    """Times of the layers of a model whose kernels can be timed.
+
+    `eight_bits`: the model in integers. Errors: those of `quant`.
+    """
+    whole = with_names(comparable(eight_bits.reference, eight_bits.result))
+    integers = with_names(eight_bits.result)
+    owned = set(owners_of(whole, whole).values())
+    # in the order of the graph, so that every other one is float between two of integers
+    weights = [weight.name for weight in weights_of(whole)[0] if weight.name in owned]
+    mixtures = [weights[::2], weights[1::2]]
+    made = []
+    for mixture in mixtures:
+        text = quant_text(dict.fromkeys(mixture, FLOAT))
+        made.append(lab.made(text).result)
+    profiles = lab.context.profiles([whole, integers, *made])
+    float_times, _ = _by_weight(profiles[0], whole, whole)
+    times, rest_ms = _by_weight(profiles[1], whole, integers)
+    forms = {FLOAT: float_times, DEFAULT_FORM: times}
+    edges = _edges(whole)
+    plain = LayerTimes(forms, rest_ms, {})
+    beyond = []
+    for mixture, profile in zip(mixtures, profiles[2:], strict=True):
+        told = plain.of(dict.fromkeys(mixture, FLOAT))
+        beyond.append(profile.latency_ms - told)
+    borders = _border_times(edges, mixtures, beyond)
+    return LayerTimes(forms, rest_ms, borders)
+
+
+def _by_weight(
+    profile: Profile, whole: ir.Model, result: ir.Model
+) -> tuple[dict[str, float], float]:
+    """Times of kernels by the weight that they belong to, and of those that belong to none."""
+    kernels = [kernel for kernel, _ in profile.kernels]
+    owners = kernel_owners(kernels, owners_of(whole, result))
+    times: dict[str, float] = {}
+    rest = 0.0
+    for owner, (_, time) in zip(owners, profile.kernels, strict=True):
+        if owner is None:
+            rest += time
+        else:
+            times[owner] = times.get(owner, 0.0) + time
+    return times, rest
+
+
+def _edges(whole: ir.Model) -> dict[Edge, int]:
+    """Elements of the largest value that one layer hands to another."""
+    owners = owners_of(whole, whole)
+    found: dict[Edge, int] = {}
+    for node in whole.graph:
+        for value in node.outputs:
+            first = owners.get(value.name or "")
+            for use in value.uses():
+                second = owners.get(use.node.outputs[0].name or "")
+                if first is None or second is None or first == second:
+                    continue
+                edge = (first, second)
+                found[edge] = max(found.get(edge, 0), _elements(value))
+    return found
+
+
+def _elements(value: ir.Value) -> int:
+    """Elements of a value; an axis of unknown length counts once."""
+    if value.shape is None:
+        return 0
+    return prod(dim for dim in value.shape if isinstance(dim, int))
+
+
+def _border_times(
+    edges: Mapping[Edge, int],
+    mixtures: Sequence[Collection[str]],
+    beyond: Sequence[float],
+) -> dict[Edge, float]:
+    """Time of each edge as a border: so much for each, and so much for each element.
+
+    `beyond`: time of each mixture in ms that its layers do not explain. Neither part is negative.
+    """
+    # here, not above: scipy takes half a second to load
+    from scipy.optimize import nnls
+
+    rows = []
+    for mixture in mixtures:
+        crossed = [edge for edge in edges if _is_border(edge, mixture)]
+        elements = sum(edges[edge] for edge in crossed)
+        rows.append([float(len(crossed)), float(elements)])
+    (each, by_element), _ = nnls(np.array(rows), np.array(beyond))
+    return {edge: each + by_element * count for edge, count in edges.items()}
+
+
+def _is_border(edge: Edge, floats: Collection[str]) -> bool:
+    first, second = edge
+    return (first in floats) != (second in floats)
