@@ -12,10 +12,11 @@ from onnx_opt.passes._core.context import KernelNode
 from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.tools._run.settings import RunSettings
 from onnx_opt.tools._tune import search as search_module
-from onnx_opt.tools._tune.choices import FLOAT, FormChoice, cheapest
+from onnx_opt.tools._tune.choices import FLOAT, FormChoice
 from onnx_opt.tools._tune.families import TimedRecipes, share_of
 from onnx_opt.tools._tune.goal import Goal
 from onnx_opt.tools._tune.kernel_owners import kernel_owners, owners_of
+from onnx_opt.tools._tune.knapsack import cheapest
 from onnx_opt.tools._tune.lab import open_lab
 from onnx_opt.tools._tune.layer_times import (
     LayerTimes,
@@ -195,6 +196,7 @@ def test_layers_of_a_model_are_timed(residual):
     )
 
 
+@pytest.mark.slow
 def test_a_search_for_speed_keeps_its_budget(residual, monkeypatch):
     path, data = residual
     monkeypatch.setattr(search_module, "MOST_ROUNDS", 1)

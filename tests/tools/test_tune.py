@@ -1,5 +1,7 @@
 """The search within a budget: choices, the front, goals that cannot be, and whole searches."""
 
+import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -19,7 +21,6 @@ from onnx_opt.tools._tune import trial as trial_module
 from onnx_opt.tools._tune import verdict as verdict_module
 from onnx_opt.tools._tune.choices import (
     FormChoice,
-    cheapest,
     total_cost,
     total_loss,
     without_dominated,
@@ -28,6 +29,7 @@ from onnx_opt.tools._tune.engines import TrialJobs
 from onnx_opt.tools._tune.families import MenuRecipes
 from onnx_opt.tools._tune.front import front_of, keeps_accuracy
 from onnx_opt.tools._tune.goal import Goal, goal_of
+from onnx_opt.tools._tune.knapsack import cheapest, gentlest
 from onnx_opt.tools._tune.menu import FoundMenu
 from onnx_opt.tools._tune.plans import SearchPlan
 from onnx_opt.tools._tune.recipe import recipe_of
@@ -69,6 +71,22 @@ def test_the_cheapest_choices_within_a_loss(limit, small):
     )
     assert total_loss(picks) <= limit + 1e-9
     assert total_cost(picks) == sum(each.cost for each in picks.values())
+
+
+@pytest.mark.parametrize("most", [49, 60, 88, 92, 96])
+def test_the_gentlest_choices_within_a_cost(most):
+    picks = gentlest(MENU, most)
+    assert total_cost(picks) <= most
+    losses = [
+        sum(each.loss for each in chosen)
+        for chosen in itertools.product(*MENU.values())
+        if sum(each.cost for each in chosen) <= most
+    ]
+    assert total_loss(picks) == pytest.approx(min(losses))
+
+
+def test_no_choice_is_cheap_enough():
+    assert gentlest(MENU, 44) is None
 
 
 def test_no_choice_loses_little_enough():
@@ -211,6 +229,35 @@ def test_the_search_ends_at_the_limit(goal, expected, monkeypatch):
     recipes = [each.recipe for each in found.trials]
     assert len(set(recipes)) == len(recipes)
     assert not found.is_cut_short
+
+
+class Misjudged(MadeUp):
+    """An engine of which recipes that prune lose a third of what is predicted."""
+
+    def _trial(self, recipe):
+        made = super()._trial(recipe)
+        if "prune" not in recipe:
+            return made
+        return dataclasses.replace(made, drop=made.drop / 3)
+
+
+def test_kinds_of_recipes_that_lose_less_than_predicted_win_in_the_end(monkeypatch):
+    monkeypatch.setattr(search_module, "MOST_ROUNDS", 4)
+    dearer = {
+        name: [choice(each.form, 1.2 * each.loss + 0.01, each.cost) for each in choices]
+        for name, choices in MENU.items()
+    }
+    menus = [FoundMenu("", 0.0, MENU, {}), FoundMenu("prune", 0.01, dearer, {})]
+    found = Searched()
+    goal = Goal("size", max_drop=0.25)
+    plan = SearchPlan(MenuRecipes(menus))
+    RecipeSearch(goal, plan, None, MadeUp(), deadline=math.inf).run(found)
+    smallest = min(each.bytes for each in found.fitting(goal))
+    found = Searched()
+    RecipeSearch(goal, plan, None, Misjudged(), deadline=math.inf).run(found)
+    best = min(found.fitting(goal), key=lambda each: each.bytes)
+    assert best.bytes < smallest
+    assert "prune" in best.recipe
 
 
 def test_a_search_without_time_has_tried_something(monkeypatch):

@@ -290,7 +290,7 @@ def test_a_harsher_recipe_is_trained_where_none_was_tried():
     class Family:
         def proposal(self, target_db):
             asked.append(target_db)
-            return Proposal("simplify, quant(palette, bits=3), strip")
+            return Proposal("simplify, quant(palette, bits=3), strip", target_db)
 
     text = recovered_recipe(goal, found, Family(), 5.0)
     assert asked == [30.0 - RECOVERED_DB]

@@ -10,8 +10,9 @@ from typing import NamedTuple, Protocol
 from ...passes._core.contract import Pass
 from ...passes._core.patterns import Part
 from ...passes._core.pipeline import Pipeline, parse
-from .choices import FLOAT, Menu, Picks, cheapest, total_cost, total_loss
+from .choices import FLOAT, Menu, Picks, total_cost, total_loss
 from .goal import Objective
+from .knapsack import cheapest, gentlest
 from .layer_times import LayerTimes
 from .menu import MILDER, FoundMenu
 from .recipe import DEFAULT_FORM, recipe_of
@@ -33,10 +34,16 @@ REPAIRED_DB = 20.0
 
 
 class Proposal(NamedTuple):
-    """Canonical pipeline text, and the time of a run in ms that is predicted of it, if any is."""
+    """Canonical pipeline text, with what is predicted of it; None where that is not known.
+
+    `sqnr_db`: of the outputs. `latency_ms`: of a run. `weight_bytes`: of the weights that there is
+    a choice for.
+    """
 
     recipe: str
+    sqnr_db: float
     latency_ms: float | None = None
+    weight_bytes: float | None = None
 
 
 class RecipeFamily(Protocol):
@@ -54,6 +61,10 @@ class RecipeFamily(Protocol):
 
     def proposal(self, target_db: float) -> Proposal:
         """The recipe of an SQNR."""
+        ...
+
+    def smaller(self, weight_bytes: float) -> list[Proposal]:
+        """Recipes whose weights take at most so many bytes, one of each kind, gentlest first."""
         ...
 
 
@@ -85,8 +96,27 @@ class MenuRecipes:
                 best = picks
                 before = found.before
         # of no picks, since the solver found none in time, it is 8 bits
-        first = [before] if before else []
-        return Proposal(recipe_of(best, before=first))
+        return _proposed(best, before, target_db)
+
+    def smaller(self, weight_bytes: float) -> list[Proposal]:
+        proposals = []
+        for found in self.menus:
+            picks = gentlest(found.menu, weight_bytes)
+            if picks:
+                kept_db = db_of(found.loss + total_loss(picks))
+                proposals.append(_proposed(picks, found.before, kept_db))
+        return sorted(proposals, key=lambda each: -each.sqnr_db)
+
+
+def _proposed(picks: Picks, before: str, sqnr_db: float) -> Proposal:
+    """Choices of bits behind passes that prune, if any."""
+    first = [before] if before else []
+    recipe = recipe_of(picks, before=first)
+    return Proposal(
+        recipe,
+        sqnr_db,
+        weight_bytes=total_cost(picks),
+    )
 
 
 def share_of(sqnr_db: float) -> float:
@@ -108,7 +138,10 @@ class ChannelRecipes:
 
     def proposal(self, target_db: float) -> Proposal:
         text = f"simplify, {_channels_left(target_db)}, quant, strip"
-        return Proposal(str(parse(text)))
+        return Proposal(str(parse(text)), target_db)
+
+    def smaller(self, weight_bytes: float) -> list[Proposal]:
+        return []
 
 
 @dataclass(frozen=True)
@@ -134,9 +167,16 @@ class TimedRecipes:
         left = allowed - total_loss(picks)
         if left > LEAST_LEFT * allowed:
             before = _channels_left(db_of(left))
-            return Proposal(recipe_of(picks, before=[before]))
+            return Proposal(recipe_of(picks, before=[before]), target_db)
         forms = {name: choice.form for name, choice in picks.items()}
-        return Proposal(recipe_of(picks), self.times.of(forms))
+        return Proposal(
+            recipe_of(picks),
+            target_db,
+            latency_ms=self.times.of(forms),
+        )
+
+    def smaller(self, weight_bytes: float) -> list[Proposal]:
+        return []
 
 
 LEAST_LEFT = 0.5
@@ -196,7 +236,10 @@ class RepairRecipes:
         # names are those of a simplified model
         if steps[0].name != "simplify":
             steps = [*parse("simplify").passes, *steps]
-        return Proposal(str(Pipeline(tuple(steps))))
+        return Proposal(str(Pipeline(tuple(steps))), target_db)
+
+    def smaller(self, weight_bytes: float) -> list[Proposal]:
+        return []
 
 
 def _of_form(picks: Picks, form: str) -> list[str]:

@@ -11,9 +11,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
+from ...passes._core.pipeline import parse
 from .engines import TrialEngine
-from .families import RecipeFamily
+from .families import Proposal, RecipeFamily
 from .front import is_beyond, keeps_accuracy, keeps_cost
 from .goal import Goal
 from .plans import SearchPlan
@@ -26,6 +28,12 @@ WIDTH_DB = 0.35
 """Interval of predicted SQNR in which it is no longer looked for a better recipe."""
 
 MOST_ROUNDS = 4
+
+REACH_DB = 3.0
+"""SQNR by which a smaller recipe of another kind may be predicted to keep less than the limit."""
+
+WORTHWHILE = 0.02
+"""Share of the bytes that a smaller recipe has to save to be tried. Both chosen by hand."""
 
 GENTLER_STEP_DB = 10.0
 GENTLER_TRIALS = 3
@@ -92,8 +100,11 @@ class RecipeSearch:
         for _ in range(GENTLER_TRIALS):
             if not self.goal.limits_accuracy or found.keeps_accuracy(gentle, self.goal):
                 break
+            gentler = family.proposal(low + GENTLER_STEP_DB)
+            if not _changes_weights(gentler.recipe):
+                break
             low, high = low + GENTLER_STEP_DB, low
-            ((_, gentle),) = self._try_targets(found, family, [low])
+            (gentle,) = self._try_proposals(found, [gentler])
         self._try_templates(found, self.plan.templates)
         for number in range(MOST_ROUNDS):
             if abs(low - high) < WIDTH_DB:
@@ -101,8 +112,12 @@ class RecipeSearch:
             if self._is_late(found):
                 break
             targets = _between(low, high, ROUND if number == 0 else ROUND - 1)
-            tried = self._try_targets(found, family, targets)
-            low, high = self._narrowed(low, high, tried, found)
+            proposals = [family.proposal(target) for target in targets]
+            tried = self._try_proposals(found, proposals)
+            pairs = list(zip(targets, tried, strict=True))
+            low, high = self._narrowed(low, high, pairs, found)
+        if self.goal.objective == "size" and self.goal.limits_accuracy:
+            self._try_smaller(found, family, low)
 
     def _is_late(self, found: Searched) -> bool:
         """True if the time is up, which `found` then tells."""
@@ -111,25 +126,61 @@ class RecipeSearch:
         found.is_cut_short = True
         return True
 
-    def _try_targets(
-        self, found: Searched, family: RecipeFamily, targets: Sequence[float]
-    ) -> list[tuple[float, RecipeTrial]]:
+    def _try_smaller(
+        self, found: Searched, family: RecipeFamily, limit_db: float
+    ) -> None:
+        """Try smaller recipes of each kind than the best so far, as long as one keeps the goal.
+
+        Predictions of one kind, as behind passes that prune, err otherwise than those of another:
+        at the same prediction not all kinds lose the same.
+        """
+        for _ in range(MOST_ROUNDS):
+            most = self._bytes_to_beat(found)
+            if most is None or self._is_late(found):
+                return
+            known = {trial.recipe for trial in found.trials}
+            proposals = [
+                each
+                for each in family.smaller(most)
+                if each.sqnr_db > limit_db - REACH_DB and each.recipe not in known
+            ]
+            tried = self._try_proposals(found, proposals[:ROUND])
+            fitting = found.fitting(self.goal)
+            if not any(trial in fitting for trial in tried):
+                return
+
+    def _bytes_to_beat(self, found: Searched) -> float | None:
+        """Bytes of weights of a recipe that is smaller than the best one by what is worth it."""
+        fitting = [trial.bytes for trial in found.fitting(self.goal) if trial.bytes]
+        rests = [
+            trial.bytes - trial.weight_bytes
+            for trial in found.trials
+            if trial.bytes is not None and trial.weight_bytes is not None
+        ]
+        if not fitting or not rests:
+            return None
+        # what is in the file beside these weights is nearly the same in all
+        return (1 - WORTHWHILE) * min(fitting) - median(rests)
+
+    def _try_proposals(
+        self, found: Searched, proposals: Sequence[Proposal]
+    ) -> list[RecipeTrial]:
+        """Trials of proposals; those that were tried before are not tried again."""
         known = {trial.recipe: trial for trial in found.trials}
-        proposals = [family.proposal(target) for target in targets]
-        recipes = [proposal.recipe for proposal in proposals]
-        new = [recipe for recipe in dict.fromkeys(recipes) if recipe not in known]
+        by_recipe = {each.recipe: each for each in proposals}
+        new = [recipe for recipe in by_recipe if recipe not in known]
         for trial in self.engine.run(self.task, new):
-            index = recipes.index(trial.recipe)
+            proposal = by_recipe[trial.recipe]
             trial = dataclasses.replace(
                 trial,
-                predicted_db=targets[index],
-                predicted_ms=proposals[index].latency_ms,
+                predicted_db=proposal.sqnr_db,
+                predicted_ms=proposal.latency_ms,
+                weight_bytes=proposal.weight_bytes,
             )
             known[trial.recipe] = trial
             found.trials.append(trial)
             self.tell(trial)
-        pairs = zip(targets, recipes, strict=True)
-        return [(target, known[recipe]) for target, recipe in pairs]
+        return [known[each.recipe] for each in proposals]
 
     def _try_templates(self, found: Searched, templates: Sequence[str]) -> None:
         """Pipelines from gentle to harsh, as long as each is within the budget, or all of them."""
@@ -184,6 +235,11 @@ class RecipeSearch:
                 return low, target
             low = target
         return low, high
+
+
+def _changes_weights(recipe: str) -> bool:
+    """True if a recipe gains anything: one that leaves all weights float does not."""
+    return any(pass_.effect == "lossy" for pass_ in parse(recipe).passes)
 
 
 def _between(low: float, high: float, count: int) -> list[float]:

@@ -86,7 +86,8 @@ class RecipeTrial:
     """Figures of a recipe that was run; None where they are not known.
 
     `predicted_db`: SQNR that its choices were to leave, in dB. `predicted_ms`: time of a run that
-    its layers were to take. `ratio`: of the time to the original's, in the same rounds. `drop`: of
+    its layers were to take. `weight_bytes`: what the weights that had a choice were to take.
+    `ratio`: of the time to the original's, in the same rounds. `drop`: of
     the metric, in its own units. `error`: standard error of the drop, row by row. `failure`: why
     there is no result.
     """
@@ -94,6 +95,7 @@ class RecipeTrial:
     recipe: str
     predicted_db: float | None = None
     predicted_ms: float | None = None
+    weight_bytes: float | None = None
     bytes: int | None = None
     macs: int | None = None
     latency_ms: float | None = None

@@ -1,0 +1,156 @@
+"""The best choices of all weights within a limit: a multiple-choice knapsack.
+
+Source of the solver: HiGHS (Huangfu and Hall, 2018), by scipy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .choices import FLOAT, Borders, FormChoice, Menu, Picks
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+MOST_SECONDS = 20.0
+"""Time that the solver takes at most; what it found by then is used."""
+
+GAP = 1e-4
+"""Share of the cost by which a choice may miss the best one."""
+
+Vector = NDArray[np.float64]
+
+
+def cheapest(
+    menu: Menu, most_loss: float, borders: Borders | None = None
+) -> Picks | None:
+    """The choices of least cost whose losses add up to at most `most_loss`; None: there are none.
+
+    `borders`: costs that pairs of choices add.
+    """
+    every = _MenuColumns.of(menu)
+    losses = np.array([choice.loss for choice in every.choices])
+    costs = np.array([choice.cost for choice in every.choices])
+    return _solved(every, costs, losses, most_loss, borders or {})
+
+
+def gentlest(menu: Menu, most_cost: float) -> Picks | None:
+    """The choices of least loss whose costs add up to at most `most_cost`; None: there are none."""
+    every = _MenuColumns.of(menu)
+    losses = np.array([choice.loss for choice in every.choices])
+    costs = np.array([choice.cost for choice in every.choices])
+    return _solved(every, losses, costs, most_cost, {})
+
+
+@dataclass(frozen=True)
+class _MenuColumns:
+    """Choices of all weights in a row; `owners`: the number of each one's weight in `names`."""
+
+    names: list[str]
+    choices: list[FormChoice]
+    owners: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, menu: Menu) -> _MenuColumns:
+        names = list(menu)
+        counts = [len(menu[name]) for name in names]
+        every: list[FormChoice] = []
+        for choices in menu.values():
+            every += choices
+        return cls(names, every, np.repeat(np.arange(len(names)), counts))
+
+
+def _solved(
+    every: _MenuColumns,
+    minimized: Vector,
+    limited: Vector,
+    limit: float,
+    borders: Borders,
+) -> Picks | None:
+    """One choice for each weight, of the least sum of one figure within a limit to the other's."""
+    # here, not above: scipy takes half a second to load
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array, hstack, identity, vstack
+
+    count = len(every.choices)
+    if not count:
+        return {}
+    ones = (np.ones(count), (every.owners, np.arange(count)))
+    one_each = csr_array(ones, shape=(len(every.names), count))
+    # near 1: solvers take numbers below their tolerance for zero
+    scale = max(limit, 1e-12)
+    constraints = [
+        LinearConstraint(one_each, 1, 1),
+        LinearConstraint(csr_array(limited[None] / scale), -np.inf, 1),
+    ]
+    whole = np.ones(count)
+    differences, border_costs = _borders_of(every, borders)
+    if len(border_costs):
+        # one more variable for each border, of 1 where the forms of its weights differ
+        marks = csr_array(identity(len(border_costs)))
+        no_marks = csr_array((len(every.names) + 1, len(border_costs)))
+        both = vstack([each.A for each in constraints])
+        lows = np.concatenate([np.ones(len(every.names)), [-np.inf]])
+        both_ways = vstack(
+            [hstack([differences, marks]), hstack([-differences, marks])]
+        )
+        constraints = [
+            LinearConstraint(hstack([both, no_marks]), lows, 1),
+            LinearConstraint(both_ways, 0, np.inf),
+        ]
+        minimized = np.concatenate([minimized, border_costs])
+        whole = np.concatenate([whole, np.zeros(len(border_costs))])
+    largest = float(minimized.max()) or 1.0
+    with _own_stdout():
+        found = milp(
+            minimized / largest,
+            constraints=constraints,
+            integrality=whole,
+            bounds=Bounds(0, 1),
+            options={"time_limit": MOST_SECONDS, "mip_rel_gap": GAP},
+        )
+    if found.x is None:
+        return None
+    picked = np.flatnonzero(np.round(found.x[:count]))
+    return {every.names[every.owners[index]]: every.choices[index] for index in picked}
+
+
+def _borders_of(every: _MenuColumns, borders: Borders) -> tuple[csr_array, Vector]:
+    """For each border a row that tells whether its first weight is float and its second is not.
+
+    Returned as 1, 0 or -1 by the choices (borders, choices), with the costs of the borders.
+    """
+    from scipy.sparse import lil_array
+
+    floats = {}
+    for index, choice in enumerate(every.choices):
+        if choice.form == FLOAT:
+            floats[every.names[every.owners[index]]] = index
+    # a weight without a choice never differs from what its neighbours were measured with
+    told = [edge for edge in borders if floats.keys() & set(edge)]
+    rows = lil_array((max(len(told), 1), len(every.choices)))
+    for row, (first, second) in enumerate(told):
+        if first in floats:
+            rows[row, floats[first]] -= 1
+        if second in floats:
+            rows[row, floats[second]] += 1
+    return rows.tocsr(), np.array([borders[edge] for edge in told], float)
+
+
+@contextlib.contextmanager
+def _own_stdout() -> Iterator[None]:
+    """Keep stdout for the account: HiGHS 1.12 prints a line there now and then, unasked."""
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
