@@ -1,6 +1,6 @@
 """The table of `tune`: its result beside uniform settings of ours that keep the same budget.
 
-    python tools/dev/bench_tune.py [--models NAME …] [--minutes 15]
+    python tools/dev/bench_tune.py [--models NAME …] [--minutes 15] [--objective size|latency]
 
 Budgets: 0.005 of top-1 and of Spearman, 0.01 of exact lines of OCR. Each uniform setting and the
 tuned model are judged on the half of the evaluation data that the search did not see.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_opt
@@ -33,7 +34,10 @@ BUDGETS = {
 }
 """Most that the metric may drop, by model."""
 
-UNIFORM = (
+UNIFORM = {}
+"""Settings that are the same for all layers, by what is to be small."""
+
+UNIFORM["size"] = (
     "simplify, quant, strip",
     "simplify, quant(bits=4), strip",
     "simplify, quant(palette, bits=4), strip",
@@ -42,13 +46,19 @@ UNIFORM = (
     "simplify, prune, quant(palette, bits=4), strip",
     "simplify, prune(sparsity=0.5), quant(palette, bits=3), strip",
 )
-"""Settings that are the same for all layers."""
+
+UNIFORM["latency"] = (
+    "simplify, quant, strip",
+    "simplify, prune-channels, quant, strip",
+    "simplify, prune-channels(min_sqnr=20), quant, strip",
+    "simplify, prune-channels(ratio=0.25), quant, strip",
+)
 
 Row = tuple[str, str, float, float | None, float | None]
 
 
 def tuned(
-    model: BenchModel, budget: float, minutes: float, seed: int = 0
+    model: BenchModel, budget: float, minutes: float, objective: str
 ) -> TuneResult:
     """Search within the budget, with half of the evaluation data."""
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +69,7 @@ def tuned(
             metric=_metric(model),
             max_drop=budget,
             minutes=minutes,
-            seed=seed,
+            objective=objective,
             out=Path(folder, "tuned.onnx"),
         )
 
@@ -84,28 +94,29 @@ def uniform(model: BenchModel, passes: str) -> onnx_opt.Result:
     )
 
 
-def rows_of(model: BenchModel, minutes: float) -> list[Row]:
-    """Rows of a model: uniform settings, and the tuned one."""
+def rows_of(model: BenchModel, minutes: float, objective: str) -> Iterator[Row]:
+    """Yield rows of a model: uniform settings, and the tuned one."""
     budget = BUDGETS[model.name]
-    rows: list[Row] = []
-    for passes in UNIFORM:
+    for passes in UNIFORM[objective]:
         try:
             result = uniform(model, passes)
         except OnnxOptError as error:
-            rows.append(
-                (model.name, f"{passes}: {error.problem[:60]}", 1.0, None, None)
-            )
+            yield model.name, f"{passes}: {error.problem[:60]}", 1.0, None, None
             continue
-        rows.append(_row(model, passes, result))
+        yield _row(model, passes, result)
     try:
-        found = tuned(model, budget, minutes)
+        found = tuned(model, budget, minutes, objective)
     except OnnxOptError as error:
-        rows.append((model.name, f"tune: {error.problem[:120]}", 1.0, None, None))
-        return rows
+        yield model.name, f"tune: {error.problem[:120]}", 1.0, None, None
+        return
     search = found.search
-    name = f"tune: {search['trials']} trials, {search['seconds'] / 60:.1f} minutes"
-    rows.append(_row(model, name, found))
-    return rows
+    minutes = search["seconds"] / 60
+    name = (
+        f"tune: {search['trials']} trials, a front of {len(search['front'])}, "
+        f"{minutes:.1f} minutes"
+    )
+    print(f"{model.name}: {search['recipe']}", flush=True)
+    yield _row(model, name, found)
 
 
 def _row(model: BenchModel, name: str, result: onnx_opt.Result) -> Row:
@@ -120,16 +131,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(BUDGETS))
     parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--splits", type=int, default=0)
+    parser.add_argument("--objective", choices=list(UNIFORM), default="size")
     asked = parser.parse_args()
     console = Console(width=180)
     table = Table("model", "setting", "size", "drop", "latency", box=MARKDOWN)
     for model in MODELS:
         if model.name not in asked.models or model.name not in BUDGETS:
             continue
-        for name, setting, size, drop, ratio in rows_of(model, asked.minutes):
-            cells = (f"{size:.4f}", _cell(drop, 4), _cell(ratio, 2))
-            table.add_row(name, setting, *cells)
+        rows = rows_of(model, asked.minutes, asked.objective)
+        for name, setting, size, drop, ratio in rows:
+            figures = (f"{size:.4f}", _cell(drop, 4), _cell(ratio, 2))
+            cells = (name, setting, *figures)
+            print(" | ".join(cells), flush=True)
+            table.add_row(*cells)
     console.print(f"CPU: {this_cpu()}")
     console.print(table)
 
