@@ -61,7 +61,8 @@ def expected_files() -> set[str]:
     }
     for package, patterns in setuptools_table()["package-data"].items():
         folder = ROOT.joinpath(*package.split(".")[1:])
-        files |= {file for pattern in patterns for file in folder.glob(pattern)}
+        found = {file for pattern in patterns for file in folder.glob(pattern)}
+        files |= {file for file in found if file.is_file()}
     return {f"onnx_opt/{file.relative_to(ROOT).as_posix()}" for file in files}
 
 

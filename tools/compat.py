@@ -1,4 +1,4 @@
-"""`quantize_static` and `quantize_dynamic` as onnxruntime.quantization has them.
+"""`quantize_static`, `quantize_dynamic` and `quantize` as onnxruntime.quantization has them.
 
 A script moves over by its import: `from onnx_opt.compat import QuantType, quantize_static`. Names
 and order of the arguments are the same. An argument that has no counterpart is named in a warning
@@ -7,11 +7,12 @@ where it is not at its default, and refused where the result would be another wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import UsageError
+from ._compat.configurations import call_of
 from ._compat.extra_options import percentile_of
 from ._compat.nodes import ChosenLayers, NodeChoice, chosen_layers
 from ._compat.notes import Notes
@@ -25,13 +26,15 @@ from .model_forms import as_model
 from .optimize import optimize
 from .result import Result
 
-__all__ = ["quantize_dynamic", "quantize_static"]
+__all__ = ["quantize", "quantize_dynamic", "quantize_static"]
 
 _FROM_ONNXRUNTIME = (
     "CalibrationDataReader",
     "CalibrationMethod",
+    "DynamicQuantConfig",
     "QuantFormat",
     "QuantType",
+    "StaticQuantConfig",
 )
 Nodes = Sequence[str] | None
 
@@ -159,6 +162,31 @@ def quantize_dynamic(
         target=target,
         force=force,
     )
+
+
+def quantize(
+    model_input: Any,
+    model_output: str | Path,
+    quant_config: Any,
+    *,
+    target: str = "cpu",
+    force: bool = False,
+) -> Result:
+    """Quantize a model by a configuration: a StaticQuantConfig or a DynamicQuantConfig.
+
+    Its values are the arguments of `quantize_static` and `quantize_dynamic`. Errors: UsageError for
+    anything else, and for values without which the result would be another.
+    """
+    call, arguments = call_of(quant_config)
+    return _CALLS[call](
+        model_input, model_output, **arguments, target=target, force=force
+    )
+
+
+_CALLS: dict[str, Callable[..., Result]] = {
+    "quantize_static": quantize_static,
+    "quantize_dynamic": quantize_dynamic,
+}
 
 
 def _node_choice(op_types: Nodes, include: Nodes, exclude: Nodes) -> NodeChoice:

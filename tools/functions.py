@@ -334,6 +334,7 @@ def package(
     labels: str | Path | None = None,
     tokenizer: str | Path | None = None,
     licence: str | Path | None = None,
+    node_modules: str | Path | None = None,
     ort: OrtFormat = "auto",
     bench: bool = True,
     cache: bool = True,
@@ -357,6 +358,7 @@ def package(
         "labels": labels,
         "tokenizer": tokenizer,
         "licence": licence,
+        "node_modules": node_modules,
     }
     given = {name: None if each is None else Path(each) for name, each in files.items()}
     with as_file(model) as path:

@@ -7,7 +7,7 @@ what to do. Rows follow what the makers publish (`source`) or what was tried.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -111,7 +111,10 @@ _ORT_CPU = RuntimeLimits(
 LIMITS: dict[str, RuntimeLimits] = {
     "cpu": _ORT_CPU,
     "cpu-vnni": _ORT_CPU,
-    "arm64": _ORT_CPU,
+    "arm64": replace(
+        _ORT_CPU,
+        source="tried: tools/dev/bench_runtimes.py; on emulated CPUs: tools/dev/bench_forms.py",
+    ),
     "cuda": RuntimeLimits(
         precision="float32, float16",
         runtime="ONNX Runtime 1.15",

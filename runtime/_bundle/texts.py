@@ -14,6 +14,10 @@ PACKAGE = Path(__file__).resolve().parents[2]
 _GPU = ("cuda", "tensorrt")
 """Providers of another wheel than `onnxruntime`."""
 
+_RUNTIME_NOTICES = (
+    "https://github.com/microsoft/onnxruntime/blob/main/ThirdPartyNotices.txt"
+)
+
 _PARTS = (
     ("model/model.onnx", "the model"),
     ("model/model.ort", "the same in ORT format, which CPUs load faster"),
@@ -26,6 +30,11 @@ _PARTS = (
     ("preprocess.toml", "steps from an image to the input"),
     ("labels.txt", "names of the classes"),
     ("tokenizer.json", "the tokenizer"),
+    (
+        "index.html",
+        "the samples in a browser: `python -m http.server` here, then http://localhost:8000/",
+    ),
+    ("web/", "what this page is made of"),
     ("cpp/", "the samples through the C API, as an example"),
     ("Dockerfile", "an image that has passed the self-test"),
 )
@@ -42,7 +51,11 @@ def texts(
     found = {
         "requirements.txt": f"# tried with {runtime['tried']}\n"
         f"{wheel}>={runtime['minimum']}\nnumpy\n",
-        "NOTICES.md": _filled("NOTICES.md", model_licence=_model_licence(licence)),
+        "NOTICES.md": _filled(
+            "NOTICES.md",
+            model_licence=_model_licence(licence),
+            browser_runtime=_browser_runtime(names),
+        ),
         "Dockerfile": _filled(
             "Dockerfile",
             image=_image_name(manifest["name"]),
@@ -64,6 +77,15 @@ def _model_licence(is_there: bool) -> str:
     if is_there:
         return "see `LICENSE.model`."
     return "not stated when the bundle was made; ask whoever gave you the bundle."
+
+
+def _browser_runtime(names: set[str]) -> str:
+    if "web/LICENSE.onnxruntime" not in names:
+        return ""
+    return (
+        "\n**web/ort\\*** is onnxruntime-web, MIT License (`web/LICENSE.onnxruntime`). "
+        f"Notices of the libraries in it: {_RUNTIME_NOTICES}\n"
+    )
 
 
 def _image_name(name: str) -> str:

@@ -1,8 +1,11 @@
 """A headless browser for tests of pages; they are skipped, with the reason, where there is none."""
 
 import contextlib
+import functools
 import json
 import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -20,13 +23,13 @@ FLAGS = (
 
 
 class Browser:
-    """Pages from files, in windows of any size and in both colour schemes."""
+    """Pages of files and addresses, in windows of any size and in both colour schemes."""
 
     def __init__(self, driver):
         self.driver = driver
 
-    def open(self, path, width=1600, theme="light"):
-        """Show a page; returns when its scripts have run."""
+    def open(self, page, width=1600, theme="light"):
+        """Show a page, by path or address; returns when its scripts have run."""
         self._command(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -38,7 +41,7 @@ class Browser:
         self._command("Emulation.setEmulatedMedia", features=[scheme])
         for kind in ("browser", "performance"):
             self.driver.get_log(kind)
-        self.driver.get(path.as_uri())
+        self.driver.get(page if isinstance(page, str) else page.as_uri())
         self.wait("document.documentElement.dataset.ready === 'true'")
         # plots are drawn when their places have a size
         self.settle()
@@ -110,3 +113,22 @@ def browsing(profile):
         yield Browser(found)
     finally:
         found.quit()
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@contextlib.contextmanager
+def serving(folder):
+    """Serve a folder on this machine alone; gives the address of its page."""
+    handler = functools.partial(_QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()

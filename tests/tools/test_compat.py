@@ -14,8 +14,11 @@ from onnx_opt import RefusedError, UsageError, compat
 from onnx_opt.compat import (
     CalibrationDataReader,
     CalibrationMethod,
+    DynamicQuantConfig,
     QuantFormat,
     QuantType,
+    StaticQuantConfig,
+    quantize,
     quantize_dynamic,
     quantize_static,
 )
@@ -102,7 +105,7 @@ def ops(path):
 
 
 def test_the_arguments_are_those_of_onnxruntime():
-    for name in ("quantize_static", "quantize_dynamic"):
+    for name in ("quantize", "quantize_static", "quantize_dynamic"):
         theirs = inspect.signature(getattr(onnxruntime.quantization, name)).parameters
         ours = inspect.signature(getattr(compat, name)).parameters
         positional = [
@@ -112,7 +115,13 @@ def test_the_arguments_are_those_of_onnxruntime():
         ]
         # an older release lacks the last ones
         assert positional[: len(theirs)] == list(theirs)
-    for name in ("QuantType", "QuantFormat", "CalibrationMethod"):
+    for name in (
+        "QuantType",
+        "QuantFormat",
+        "CalibrationMethod",
+        "StaticQuantConfig",
+        "DynamicQuantConfig",
+    ):
         assert getattr(compat, name) is getattr(onnxruntime.quantization, name)
     with pytest.raises(AttributeError):
         compat.quantise_static  # noqa: B018
@@ -292,3 +301,71 @@ def test_a_model_in_memory_is_taken(tmp_path):
     quantize_dynamic(model, Path(tmp_path, "out.onnx"))
     assert model.SerializeToString() == before
     assert (tmp_path / "out.onnx").is_file()
+
+
+# configurations
+
+
+def test_a_static_configuration_is_the_call_with_its_values(
+    image_model, reader, tmp_path
+):
+    config = StaticQuantConfig(
+        reader,
+        calibrate_method=CalibrationMethod.Percentile,
+        weight_type=QuantType.QInt4,
+        per_channel=True,
+        extra_options={"CalibPercentile": 99.9},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = quantize(image_model, tmp_path / "a.onnx", config, force=True)
+    reader.rewind()
+    same = quantize_static(
+        image_model,
+        tmp_path / "b.onnx",
+        reader,
+        calibrate_method="Percentile",
+        weight_type="QInt4",
+        extra_options={"CalibPercentile": 99.9},
+        force=True,
+    )
+    assert without_measure(result) == (
+        "quant(calibration=percentile, percentile=99.9, bits=4)"
+    )
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert result.about["passes"] == same.about["passes"]
+
+
+def test_a_dynamic_configuration_needs_no_data(text_model, tmp_path):
+    class Ours(DynamicQuantConfig):
+        """As a script may keep its own defaults."""
+
+    config = Ours(op_types_to_quantize=["MatMul"], reduce_range=True)
+    result = quantize(text_model, tmp_path / "a.onnx", config, target="cpu-vnni")
+    assert without_measure(result) == "quant(dynamic, bits=7, tables=float)"
+
+
+def test_a_warning_shows_the_line_of_the_script(text_model, tmp_path):
+    config = DynamicQuantConfig(weight_type=QuantType.QUInt8)
+    with pytest.warns(UserWarning, match="weight_type=QUInt8 is not fol") as caught:
+        quantize(text_model, tmp_path / "a.onnx", config)
+    line = inspect.currentframe().f_lineno - 1
+    assert [(each.filename, each.lineno) for each in caught] == [(__file__, line)]
+
+
+def test_other_configurations_are_refused(text_model, tmp_path):
+    class WeightOnlyQuantConfig:
+        """As in onnxruntime's matmul_nbits_quantizer, which needs a package more."""
+
+    class RTNWeightOnlyQuantConfig(WeightOnlyQuantConfig):
+        pass
+
+    for config, fix in (
+        (RTNWeightOnlyQuantConfig(), r"quant\(blocked\)"),
+        ({"per_channel": True}, "give a StaticQuantConfig or"),
+        (StaticQuantConfig(None), "call quantize_dynamic"),
+    ):
+        with pytest.raises(UsageError, match=fix) as caught:
+            quantize(text_model, tmp_path / "a.onnx", config)
+        assert caught.value.where in ("quant_config", "calibration_data_reader")
+    assert list(tmp_path.glob("a.onnx")) == []

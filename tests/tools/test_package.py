@@ -262,6 +262,23 @@ def test_times_are_measured_once_unless_asked(mlp, tmp_path, monkeypatch):
     assert latencies == [1.0, 1.0, 2.0, 3.0]
 
 
+def test_ort_format_that_is_only_too_large_is_told(mlp, tmp_path, monkeypatch):
+    times = Times(1.0, 2.0, 1.0, ort_pays=False, ort_start=0.4)
+    monkeypatch.setattr(timing, "_measured", lambda *_: times)
+    options = {"data": rows(2), "cache": False}
+    facts = onnx_opt.package(mlp, tmp_path / "a", **options)
+    (warning,) = facts.warnings
+    kept = onnx_opt.package(mlp, tmp_path / "b", ort="yes", **options)
+    assert kept.warnings == []
+    size = kept.manifest["files"]["model/model.ort"]["bytes"]
+    assert warning == (
+        "a cold start from ORT format takes 0.40 of the time, but that file has "
+        f"{size:,} bytes: --ort yes adds it"
+    )
+    left_out = onnx_opt.package(mlp, tmp_path / "c", ort="no", **options)
+    assert left_out.warnings == []
+
+
 # refused
 
 

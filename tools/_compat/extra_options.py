@@ -24,6 +24,7 @@ FOLLOWED: dict[str, tuple[Any, ...]] = {
     "UseQDQContribOps": (False,),
     "QDQKeepRemovableActivations": (False,),
     "QDQDisableWeightAdjustForInt32Bias": (False,),
+    "QuantizeBias": (True,),
 }
 """Options whose values agree with what is done here. Weights are layers' own, in bodies too."""
 
@@ -48,6 +49,7 @@ INSTEAD = {
     "MinimumRealRange": "ranges are those of the data",
     "QDQKeepRemovableActivations": "activations go into the quantization behind them",
     "QDQDisableWeightAdjustForInt32Bias": "scales of weights fit their int32 bias",
+    "QuantizeBias": "biases of integer layers are int32",
     "CalibNumBins": "the histogram's resolution is fixed",
     "CalibNumQuantizedBins": "the histogram's resolution is fixed",
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import dataclass, field
 
-# the caller of quantize_static, whose line the warning shows: behind that and `_quantized`
-_CALLER = 4
+_PACKAGE = __name__.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -22,5 +22,19 @@ class Notes:
 
     def warn(self) -> None:
         """Give one UserWarning for each, at the line of the script."""
+        level = _frames_of_package()
         for words in self.found:
-            warnings.warn(words, UserWarning, stacklevel=_CALLER)
+            warnings.warn(words, UserWarning, stacklevel=level)
+
+
+def _frames_of_package() -> int:
+    """Frames from this one on, until the first of the script that called this package."""
+    count = 0
+    frame = inspect.currentframe()
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] != _PACKAGE:
+            break
+        count += 1
+        frame = frame.f_back
+    return count

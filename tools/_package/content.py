@@ -120,12 +120,18 @@ def _npy(array: NDArray[np.generic]) -> bytes:
     return file.getvalue()
 
 
+def has_texts(packaged: PackagedModel) -> bool:
+    """True if an input or output is of texts, whose .npy files Python alone reads."""
+    session = packaged.session
+    infos = (*session.inputs, *session.outputs)
+    return any(info.dtype == "object" for info in infos)
+
+
 def programs(packaged: PackagedModel) -> Files:
     """run.py, the example in C++ where its arrays are numbers, and the licence of both."""
     files: Files = dict(_PROGRAMS)
     session = packaged.session
-    kinds = {info.dtype for info in (*session.inputs, *session.outputs)}
-    if "object" in kinds or not session.inputs or not session.outputs:
+    if has_texts(packaged) or not session.inputs or not session.outputs:
         files = {"run.py": files["run.py"]}
         packaged.warnings.append("no C++ example: it has arrays of numbers alone")
     licence = licence_of_onnx_opt()

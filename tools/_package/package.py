@@ -30,6 +30,7 @@ from .manifest import manifest_of
 from .packaged_model import PackagedModel
 from .request import PackageRequest
 from .timing import Times, times_of
+from .web import page_files
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ def package(request: PackageRequest) -> WrittenBundle:
         made = ort_files(packaged, scratch)
         times = _times(packaged, files, made)
         if not _keeps_ort_format(request, times):
+            _tell_of_ort_format(packaged, times, made)
             made.pop(ORT, None)
         files.update(made)
         files.update(extras)
         files.update(programs(packaged))
+        files.update(page_files(packaged))
         manifest = manifest_of(packaged, files, extras, times)
         has_licence = LICENCE in files
         for name, text in texts(manifest, set(files), has_licence).items():
@@ -101,6 +104,19 @@ def _keeps_ort_format(request: PackageRequest, times: Times) -> bool:
     if request.ort == "auto":
         return times.ort_pays
     return request.ort == "yes"
+
+
+def _tell_of_ort_format(
+    packaged: PackagedModel, times: Times, made: dict[str, Path]
+) -> None:
+    """Say what ORT format would give where it is left out for its bytes alone."""
+    if packaged.request.ort != "auto" or times.ort_start is None:
+        return
+    size = made[ORT].stat().st_size
+    packaged.warnings.append(
+        f"a cold start from ORT format takes {times.ort_start:.2f} of the time, but that file has "
+        f"{size:,} bytes: --ort yes adds it"
+    )
 
 
 def _times(packaged: PackagedModel, files: Files, made: dict[str, Path]) -> Times:

@@ -25,6 +25,7 @@ class PackageRequest:
     labels: Path | None = None
     tokenizer: Path | None = None
     licence: Path | None = None
+    node_modules: Path | None = None
     ort: OrtFormat = "auto"
     bench: bool = True
     cache: bool = True

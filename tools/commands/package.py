@@ -47,6 +47,12 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--licence", type=_FILE, help="Text of the model's licence.")
 @click.option(
+    "--node-modules",
+    type=_FILE,
+    help="Folder with onnxruntime-web, for the page of target web. Default: the variable "
+    "ONNX_OPT_NODE_MODULES.",
+)
+@click.option(
     "--ort",
     type=click.Choice(ORT_FORMAT),
     default="auto",
@@ -68,7 +74,8 @@ def command(
     """Pack MODEL with all that it needs to run elsewhere, tested.
 
     The bundle holds the model, samples with expected outputs, a program for Python that needs
-    onnxruntime and numpy alone, an example in C++, a Dockerfile, and manifest.json.
+    onnxruntime and numpy alone, an example in C++, for the target web a page, a Dockerfile,
+    and manifest.json.
     """
     from .._package.package import package
 

@@ -2,13 +2,15 @@
 
     pip install openvino
     npm install onnxruntime-web
-    ONNX_OPT_NODE_MODULES=node_modules python tools/dev/bench_forms.py [--json FILE]
+    python tools/dev/arm64.py arm64
+    ONNX_OPT_NODE_MODULES=node_modules ONNX_OPT_ARM64=arm64 \
+        python tools/dev/bench_forms.py [--only NAME] [--json FILE]
 
 Rows are forms of two small models (the demo's digit classifier, and two layers of an encoder),
 columns runtimes. A cell has the distance of the runtime's outputs from those of ONNX Runtime's CPU
 provider on the same file (SQNR in dB), the share of digits that it gets right, and the time of a
 run over that of the float model in the same runtime; or why it did not run. Files are made for the
-runtime's own target.
+runtime's own target; an emulated CPU is given the first 100 rows, and tells no times.
 """
 
 from __future__ import annotations
@@ -79,6 +81,13 @@ class Subject:
     feeds: dict[str, NDArray[Any]]
     labels: NDArray[Any] | None
 
+    def head(
+        self, rows: int | None
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None]:
+        """Feeds and labels of the first rows; None: of all."""
+        feeds = {name: array[:rows] for name, array in self.feeds.items()}
+        return feeds, None if self.labels is None else self.labels[:rows]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -144,9 +153,10 @@ def measured(subject: Subject, form: str, runtime: Runtime, folder: Path) -> Cel
     """Run a form in a runtime, and compare with ONNX Runtime's CPU provider on the same file."""
     path = made(subject, form, runtime.target, folder)
     size = path.stat().st_size
-    wanted = in_onnxruntime(path, subject.feeds)
+    feeds, labels = subject.head(runtime.rows)
+    wanted = in_onnxruntime(path, feeds)
     try:
-        ran = runtime.run(path, subject.feeds)
+        ran = runtime.run(path, feeds)
     # whatever a runtime raises is what the table tells
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -157,7 +167,7 @@ def measured(subject: Subject, form: str, runtime: Runtime, folder: Path) -> Cel
         runtime.name,
         size,
         sqnr_db=distance(wanted, ran),
-        top1=None if subject.labels is None else right(ran, subject.labels),
+        top1=None if labels is None else right(ran, labels),
         ms=ran.ms,
     )
 
@@ -179,9 +189,13 @@ def right(ran: Ran, labels: NDArray[Any]) -> float:
     return float((ran.outputs[0].argmax(axis=1) == labels).mean())
 
 
-def rows(folder: Path) -> list[Cell]:
-    """All cells of the runtimes that are here."""
-    present = [each for each in RUNTIMES.values() if each.missing() is None]
+def rows(folder: Path, only: str) -> list[Cell]:
+    """All cells of the runtimes that are here and have `only` in their names."""
+    present = [
+        each
+        for each in RUNTIMES.values()
+        if only in each.name and each.missing() is None
+    ]
     return [
         measured(subject, form, runtime, folder)
         for subject in (digits(), encoder(folder))
@@ -227,13 +241,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="write the cells there, too")
+    parser.add_argument("--only", default="", help="part of the names of runtimes")
     options = parser.parse_args()
     for runtime in RUNTIMES.values():
         reason = runtime.missing()
         if reason is not None:
             print(f"{runtime.name}: left out, {reason}")
     with tempfile.TemporaryDirectory() as folder:
-        cells = rows(Path(folder))
+        cells = rows(Path(folder), options.only)
     Console(width=200).print(table(cells))
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(cell) for cell in cells], indent=2))

@@ -1,7 +1,8 @@
-"""Runtimes that run our files: ONNX Runtime, OpenVINO, and onnxruntime-web under node."""
+"""Runtimes that run our files: ONNX Runtime, here and on arm64, OpenVINO, and onnxruntime-web."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -14,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import arm64
 import numpy as np
 from numpy.typing import NDArray
-
-MODULES = "ONNX_OPT_NODE_MODULES"
-"""Variable of the environment that names a folder `node_modules` with onnxruntime-web in it."""
+from onnx_opt.tools._package.web import MODULES
 
 RUNS = 20
 """Runs of which the fastest is told: the others waited for the machine."""
@@ -28,20 +28,24 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Ran:
-    """Outputs of a model, in its order, and milliseconds of a run (one thread)."""
+    """Outputs of a model, in its order, and milliseconds of a run (one thread); None: no times."""
 
     outputs: list[NDArray[Any]]
-    ms: float
+    ms: float | None
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime: the target that files are made for, how it runs one, why it may not be here."""
+    """A runtime: the target that files are made for, how it runs one, why it may not be here.
+
+    `rows`: of the feeds that it is given; None: all.
+    """
 
     name: str
     target: str
     run: Callable[[Path, Arrays], Ran]
     missing: Callable[[], str | None]
+    rows: int | None = None
 
 
 def timed(call: Callable[[], list[NDArray[Any]]]) -> Ran:
@@ -119,6 +123,11 @@ def in_web(path: Path, feeds: Arrays) -> Ran:
     return Ran(outputs, answer["ms"])
 
 
+def in_arm64(cpu: arm64.Cpu, path: Path, feeds: Arrays) -> Ran:
+    """Run in ONNX Runtime for arm64, on an emulated CPU."""
+    return Ran(arm64.run(path, feeds, cpu), None)
+
+
 def node_modules() -> Path | None:
     """The folder that has onnxruntime-web; None where there is none."""
     named = os.environ.get(MODULES, "node_modules")
@@ -141,11 +150,24 @@ def openvino_is_missing() -> str | None:
     return "pip install openvino" if found is None else None
 
 
+EMULATED_ROWS = 100
+"""Rows that an emulated CPU is given: it takes a hundred times as long."""
+
 RUNTIMES = {
     runtime.name: runtime
     for runtime in (
         Runtime("onnxruntime", "cpu", in_onnxruntime, lambda: None),
         Runtime("openvino", "openvino", in_openvino, openvino_is_missing),
         Runtime("onnxruntime-web", "web", in_web, web_is_missing),
+        *(
+            Runtime(
+                f"arm64, {cpu.name}",
+                "arm64",
+                functools.partial(in_arm64, cpu),
+                arm64.is_missing,
+                EMULATED_ROWS,
+            )
+            for cpu in arm64.CPUS
+        ),
     )
 }

@@ -19,6 +19,7 @@ from bench_forms import (
     table,
     words,
 )
+from integer_kernels import arithmetic_of_this_cpu
 from other_runtimes import RUNTIMES, Ran
 
 OTHERS = [name for name in RUNTIMES if name != "onnxruntime"]
@@ -28,6 +29,16 @@ LEAST_DB = 40.0
 
 TOP1 = {"float": 0.99, "1 bit": 0.10}
 """Share of digits that a form must still get right; 0.98 of the others. One bit is untrained."""
+
+
+INTEGERS = ("int8", "4 bits", "4 bits, tables", "1 bit")
+"""Forms whose sums are of integers: arm64 gives what x86-64 with VNNI gives, bit for bit."""
+
+
+def least_db(name, form):
+    """Least distance (dB) of a form in a runtime."""
+    is_exact = RUNTIMES[name].target == "arm64" and form in INTEGERS
+    return INFINITE_DB if is_exact else LEAST_DB
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +51,8 @@ def runtime_named(name):
     reason = runtime.missing()
     if reason is not None:
         pytest.skip(reason)
+    if runtime.target == "arm64" and arithmetic_of_this_cpu() != "exact":
+        pytest.skip("products of 8 bits saturate on this CPU, and not on arm64")
     return runtime
 
 
@@ -49,7 +62,7 @@ def runtime_named(name):
 def test_digits_are_read_in_every_form(name, form, folder):
     cell = measured(digits(), form, runtime_named(name), folder)
     assert cell.problem == ""
-    assert cell.sqnr_db >= LEAST_DB
+    assert cell.sqnr_db >= least_db(name, form)
     assert cell.top1 >= TOP1.get(form, 0.98)
 
 
@@ -59,7 +72,7 @@ def test_digits_are_read_in_every_form(name, form, folder):
 def test_matrices_multiply_in_every_form(name, form, folder):
     cell = measured(encoder(folder), form, runtime_named(name), folder)
     assert cell.problem == ""
-    assert cell.sqnr_db >= LEAST_DB
+    assert cell.sqnr_db >= least_db(name, form)
 
 
 def test_forms_are_what_their_names_say(folder):
