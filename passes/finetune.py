@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome, Trains
-from ._core.patterns import Part
 from ._core.training_recipe import TrainingRecipe
 from .prune import Prune
 
@@ -70,9 +69,10 @@ class Finetune(TrainingRecipe, Pass):
         super().__post_init__()
         self._sparsities()
 
-    def parts(self, model: ir.Model) -> list[Part]:
-        """None: `exclude` is of weights, of which only the values change."""
-        return []
+    @classmethod
+    def has_parts(cls) -> bool:
+        """False: `exclude` is of weights, of which only the values change."""
+        return False
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         where = model.graph.name or "graph"

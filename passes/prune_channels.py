@@ -21,7 +21,6 @@ from ._channels.pruning import Pruned, Pruning
 from ._channels.select import Candidates, Choice, Scope
 from ._core.drift_budget import sqnr_of
 from ._core.options import AUTO, Auto
-from ._core.patterns import Part
 from ._core.weights import held_models
 from ._dims.solve import Attention
 from ._reconstruct.evidence import Evidence, measured_loss
@@ -234,9 +233,10 @@ class PruneChannels(Pass):
                     f"add importance={criterion}",
                 )
 
-    def parts(self, model: ir.Model) -> list[Part]:
-        """None: `exclude` is of groups of channels, and the pass runs its results itself."""
-        return []
+    @classmethod
+    def has_parts(cls) -> bool:
+        """False: `exclude` is of groups of channels, and the pass runs its results itself."""
+        return False
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         keep_batchnorm = self.importance == "bn-scale"

@@ -73,6 +73,11 @@ class ShortSearch:
             )
         for option in self._of_pipelines():
             raise UsageError(option, "goes with no --repair", "leave one of them out")
+        # here, not above: --help needs none of it
+        from ..passes._core.pipeline import as_pipeline
+        from ._tune.plans import check_repair
+
+        check_repair(as_pipeline(list(self.passes)))
 
     def mends(self, error: OnnxOptError) -> bool:
         """True if a search may keep the budget that the pipeline missed."""

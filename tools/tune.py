@@ -27,6 +27,7 @@ from ._tune.lab import Lab, open_lab
 from ._tune.plans import (
     MenuSettings,
     SearchPlan,
+    check_repair,
     plan_for,
     plan_of_aim,
     plan_to_repair,
@@ -159,10 +160,13 @@ def tune(
     if recipe_file is not None:
         check_recipe_file(recipe_file)
     started = time.monotonic()
+    pipeline = None if repair is None else as_pipeline(repair)
+    if pipeline is not None:
+        check_repair(pipeline)
     asked = Asked(
         goal=goal,
         aim=aim,
-        pipeline=None if repair is None else as_pipeline(repair),
+        pipeline=pipeline,
         recover=recover,
         sensitivity=sensitivity,
         started=started,

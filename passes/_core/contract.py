@@ -49,10 +49,13 @@ class Pass(abc.ABC):
             return self.run(model, context)
 
     def parts(self, model: ir.Model) -> list[Part]:
-        """Parts of a model that the pass can leave as they are; none without `exclude`."""
-        if any(option.name == "exclude" for option in options_of(type(self))):
-            return weighted_parts(model)
-        return []
+        """Parts of a model that the pass can leave as they are; none unless `has_parts`."""
+        return weighted_parts(model) if self.has_parts() else []
+
+    @classmethod
+    def has_parts(cls) -> bool:
+        """True if parts of a model can be left as they are: with the option `exclude`."""
+        return any(option.name == "exclude" for option in options_of(cls))
 
     def without(self, parts: Iterable[Part]) -> Pass:
         """The same pass, which leaves these parts as they are; it must have some."""

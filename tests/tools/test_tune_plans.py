@@ -180,6 +180,10 @@ def test_a_pipeline_is_repaired_until_the_budget_holds(classifier):
     ("words", "where"),
     [
         (("--min-sqnr", "20"), "no pipeline to repair"),
+        (
+            ("--min-sqnr", "20", "--passes", "prune, finetune"),
+            "'finetune' cannot leave single layers as they are",
+        ),
         (("--passes", "quant"), "no budget"),
         (("--passes", "quant", "--min-sqnr", "20", "--strict"), "--strict"),
     ],

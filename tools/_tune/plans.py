@@ -109,20 +109,24 @@ def plan_of_aim(aim: Aim, target: str) -> SearchPlan:
     return SearchPlan(None, pipelines_of(aim, target), tries_all=True)
 
 
-def plan_to_repair(
-    pipeline: Pipeline, lab: Lab, menu_settings: MenuSettings
-) -> SearchPlan:
-    """The plan that spares layers of a pipeline until it loses little enough.
-
-    Errors: UsageError for a pass whose layers cannot be spared; RefusedError where it changes none.
-    """
+def check_repair(pipeline: Pipeline) -> None:
+    """Errors: UsageError for a pass whose layers cannot be spared."""
     for pass_ in pipeline.passes:
-        if pass_.effect == "lossy" and not pass_.parts(lab.model):
+        if pass_.effect == "lossy" and not pass_.has_parts():
             raise UsageError(
                 "--repair",
                 f"'{pass_.name}' cannot leave single layers as they are",
                 "leave that pass out, or --repair",
             )
+
+
+def plan_to_repair(
+    pipeline: Pipeline, lab: Lab, menu_settings: MenuSettings
+) -> SearchPlan:
+    """The plan that spares layers of a pipeline until it loses little enough.
+
+    Errors: RefusedError where it changes none.
+    """
     measured = [each for each in pipeline.passes if each.name not in UNMEASURED]
     menu = menu_to_repair(
         lab,
