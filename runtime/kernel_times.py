@@ -18,6 +18,10 @@ from .session import Session
 PROFILED_MS = 1500.0
 """Time for which a model is profiled, in ms. Chosen by hand; not measured."""
 
+TIMED_S = 2.0
+FEWEST_ROUNDS = 15
+"""Seconds for which whole runs are timed, for each model, and rounds at the least."""
+
 FEWEST_RUNS = 8
 MOST_RUNS = 200
 """Runs that are profiled at the least and at most: every node of every run is an event."""
@@ -43,7 +47,12 @@ def profiles(
     Whole runs are timed in turns; each model is profiled by itself. Errors: RemoteError;
     WorkerDied.
     """
-    latencies = interleaved(sessions, [feeds] * len(sessions))
+    latencies = interleaved(
+        sessions,
+        [feeds] * len(sessions),
+        seconds=TIMED_S * len(sessions),
+        min_rounds=FEWEST_ROUNDS,
+    )
     first_ms = latencies[0].median_ms
     found = []
     for session, latency in zip(sessions, latencies, strict=True):

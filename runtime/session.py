@@ -152,7 +152,7 @@ class Session:
     def profile(
         self, feeds: Sequence[Mapping[str, NDArray[Any]]], runs: int, optimized: Path
     ) -> dict[str, float]:
-        """Median time of each node in ms, by its name in the optimized graph, which is written.
+        """Time of each node in ms, by its name in the optimized graph, which is written.
 
         It loads the model anew, as `write_optimized` does. Errors: RemoteError; WorkerDied.
         """

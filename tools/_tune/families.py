@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from ...passes._core.contract import Pass
 from ...passes._core.patterns import Part
@@ -46,37 +47,39 @@ class Proposal(NamedTuple):
     weight_bytes: float | None = None
 
 
-class RecipeFamily(Protocol):
+class RecipeFamily(abc.ABC):
     """Recipes by the SQNR in dB that is predicted of them, or that they are to keep."""
 
     @property
+    @abc.abstractmethod
     def gentlest_db(self) -> float:
         """SQNR of the recipe from which a search begins."""
-        ...
 
     @property
     def harshest_db(self) -> float:
         """SQNR below which no recipe is tried."""
-        ...
+        return LEAST_DB
 
+    @abc.abstractmethod
     def proposal(self, target_db: float) -> Proposal:
         """The recipe of an SQNR."""
-        ...
 
     def smaller(self, weight_bytes: float) -> list[Proposal]:
-        """Recipes whose weights take at most so many bytes, one of each kind, gentlest first."""
-        ...
+        """Recipes whose weights take at most so many bytes, one of each kind, gentlest first.
+
+        None of a family whose recipes are not chosen by bytes.
+        """
+        return []
 
 
 @dataclass(frozen=True)
-class MenuRecipes:
+class MenuRecipes(RecipeFamily):
     """For size: passes that prune, and of each weight the bits, that take fewest bytes in all.
 
     `menus`: choices behind nothing, and behind passes that prune.
     """
 
     menus: Sequence[FoundMenu]
-    harshest_db: float = LEAST_DB
 
     @property
     def gentlest_db(self) -> float:
@@ -130,22 +133,20 @@ def db_of(share: float) -> float:
 
 
 @dataclass(frozen=True)
-class ChannelRecipes:
+class ChannelRecipes(RecipeFamily):
     """For work, and for time where that of layers is not known: fewer channels, then integers."""
 
-    gentlest_db: float = 40.0
-    harshest_db: float = LEAST_DB
+    @property
+    def gentlest_db(self) -> float:
+        return 40.0
 
     def proposal(self, target_db: float) -> Proposal:
         text = f"simplify, {_channels_left(target_db)}, quant, strip"
         return Proposal(str(parse(text)), target_db)
 
-    def smaller(self, weight_bytes: float) -> list[Proposal]:
-        return []
-
 
 @dataclass(frozen=True)
-class TimedRecipes:
+class TimedRecipes(RecipeFamily):
     """For time: 8 bits, but floats where integers lose more than they save, and fewer channels.
 
     `menu`: of each weight what 8 bits lose, and the ms of its layer in either form. What of the
@@ -154,7 +155,6 @@ class TimedRecipes:
 
     menu: Menu
     times: LayerTimes
-    harshest_db: float = LEAST_DB
 
     @property
     def gentlest_db(self) -> float:
@@ -174,9 +174,6 @@ class TimedRecipes:
             target_db,
             latency_ms=self.times.of(forms),
         )
-
-    def smaller(self, weight_bytes: float) -> list[Proposal]:
-        return []
 
 
 LEAST_LEFT = 0.5
@@ -198,7 +195,7 @@ def _eight_bit_loss(menu: Menu) -> float:
 
 
 @dataclass(frozen=True)
-class RepairRecipes:
+class RepairRecipes(RecipeFamily):
     """A pipeline of which the layers that lose most for their bytes are spared, or stay float.
 
     `menu`: of each weight that the pipeline changes its form there, a milder one, and float.
@@ -237,9 +234,6 @@ class RepairRecipes:
         if steps[0].name != "simplify":
             steps = [*parse("simplify").passes, *steps]
         return Proposal(str(Pipeline(tuple(steps))), target_db)
-
-    def smaller(self, weight_bytes: float) -> list[Proposal]:
-        return []
 
 
 def _of_form(picks: Picks, form: str) -> list[str]:
