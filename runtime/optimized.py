@@ -49,12 +49,11 @@ def _nodes(
         paths: dict[str, Path] = {each: folder / f"{each}.onnx" for each in levels}
         session.write_optimized(paths)
         # the weights are in a file beside them, which nobody reads
-        return [nodes_in(path) for path in paths.values()]
+        models = [onnx.load(path, load_external_data=False) for path in paths.values()]
+    return [_nodes_of(model) for model in models]
 
 
-def nodes_in(path: Path) -> list[onnx.NodeProto]:
-    """Nodes of a graph that ONNX Runtime wrote, those of subgraphs included."""
-    model = onnx.load(path, load_external_data=False)
+def _nodes_of(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     nodes: list[onnx.NodeProto] = []
     pending = [model.graph]
     while pending:
