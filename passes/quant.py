@@ -67,6 +67,7 @@ from ._quant.outliers import (
     Sparing,
     observing,
     predicts_tokens,
+    reading,
     spare,
 )
 from ._quant.plan import PlanRequest, QuantPlan, plan
@@ -246,6 +247,14 @@ class Quant(Pass):
         "How integer weights are rounded where there is calibration data: so that "
         "each layer's outputs stay "
         "(pass gptq), or each to the nearest.",
+    )
+    sensitive: float = Option(
+        0.12,
+        "Share of the weights in 4-bit blocks that get 8 bits, in the layers that "
+        "lose most for their size (rounding=gptq).",
+        low=0.0,
+        high=1.0,
+        unit="fraction",
     )
     smooth: bool = Option(
         True,
@@ -615,10 +624,10 @@ class Quant(Pass):
             return planned
         rounds = context if context.has_data() else None
         if rounds is None and self._rounds_unseen(model, planned):
-            rounds = observing(model, context, ROUNDING_TOKENS)
+            rounds = self._unseen(model, context)
         if rounds is None:
             return planned
-        round_inside(
+        finer = round_inside(
             model,
             planned,
             request,
@@ -627,15 +636,27 @@ class Quant(Pass):
             inner,
             self.samples,
             context.has_data(),
+            self.sensitive,
         )
         # again: rounding gives biases to layers that had none
-        return plan(model, request)
+        planned = plan(model, request)
+        if not finer:
+            return planned
+        names = [chosen.where for chosen in finer]
+        kept = Sparing.of_weights(planned, names, Choice("blocked", 8))
+        return plan(model, replace(request, choose=kept.around(request.choose)))
 
     def _rounds_unseen(self, model: ir.Model, planned: QuantPlan) -> bool:
         """True if made-up inputs decide better than none, though not as well as real ones do."""
         if planned.has_palettes:
             return True
         return planned.uses(BLOCKED) and predicts_tokens(model)
+
+    def _unseen(self, model: ir.Model, context: Context) -> Context | None:
+        """A context with inputs that nobody gave: text of the model's own where it writes any."""
+        if predicts_tokens(model):
+            return reading(model, context)
+        return observing(model, context, ROUNDING_TOKENS)
 
     def _spared(
         self,

@@ -37,6 +37,7 @@ from .held_out import held_out
 from .kept_batches import KeptBatches, TooLarge
 from .kernel_times import Profile, profiles
 from .optimized import optimized_nodes
+from .own_text import with_own_text
 from .session import Session, open_session
 from .stages import (
     CARRIED,
@@ -380,6 +381,37 @@ class RunContext:
         if tokens and seen < least:
             return None
         observing.feeds = StoredFeeds(batches)
+        return observing
+
+    def on_own_text(
+        self, model: ir.Model, tokens: Mapping[str, int], least: int = 0
+    ) -> RunContext | None:
+        """This context with the user's data or, without any, with text that the model writes.
+
+        Made-up tokens stay where it writes none. Arguments: as of `on_any_feeds`.
+        """
+        observing = self.on_any_feeds(tokens, least)
+        if observing is None or observing is self:
+            return observing
+        batches = list(observing.feeds or ())
+        with (
+            self.progress("write text to round weights by", len(batches)) as advance,
+            scratch_folder() as folder,
+        ):
+            path = Path(folder, "writer.onnx")
+            self._save(model, path)
+            session = open_session(self.worker, path)
+            try:
+                written = with_own_text(
+                    session,
+                    batches,
+                    tokens,
+                    self.seed,
+                    advance,
+                )
+            finally:
+                session.close()
+        observing.feeds = StoredFeeds(written)
         return observing
 
     def _calibration_feeds(self) -> Feeds:

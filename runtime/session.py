@@ -119,10 +119,27 @@ class Session:
 
         Errors: RemoteError with ONNX Runtime's message; WorkerDied.
         """
+        outputs: dict[str, NDArray[Any]] = self._call("run", feeds)
+        return outputs
+
+    def run_rows(
+        self, feeds: Mapping[str, NDArray[Any]], output: str, rows: Sequence[int]
+    ) -> NDArray[Any]:
+        """Run the model for some rows of one output: (B, T, ...) -> (B, n, ...).
+
+        Only these leave the child: logits of a whole window may take hundreds of megabytes. Errors:
+        as of `run`.
+        """
+        places = list(rows)
+        found: NDArray[Any] = self._call("run_rows", feeds, output, places)
+        return found
+
+    def _call(
+        self, function: str, feeds: Mapping[str, NDArray[Any]], *arguments: Any
+    ) -> Any:
+        """Call one of the child's functions that run the session."""
         try:
-            outputs: dict[str, NDArray[Any]] = self.worker.call(
-                "run", self.handle(), dict(feeds)
-            )
+            return self.worker.call(function, self.handle(), dict(feeds), *arguments)
         except RemoteError as error:
             row = row_at_fault(error.problem, feeds)
             if row is not None:
@@ -138,7 +155,6 @@ class Session:
                 "check that the data fits the model's inputs",
                 error.kind,
             ) from None
-        return outputs
 
     def write_optimized(self, paths: Mapping[str, Path]) -> None:
         """Write ONNX Runtime's optimized graph: to a file for each level of `optimized.LEVELS`.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .._quant.block_grids import BlockGrid, best_scales, rounded
+from .._quant.block_grids import BlockGrid, best_scales, rounded, short_scales
 from .._quant.weights import Floats
 from .layers import Codes, Rows
 
@@ -108,7 +108,7 @@ def compensated_in_blocks(rows: Rows, hessian: Square, grid: BlockGrid) -> Block
         hessian,
         grid.block,
     )
-    return BlockCodes(found.codes, fitted)
+    return BlockCodes(found.codes, short_scales(fitted))
 
 
 def fitted_scales(rows: Rows, found: BlockCodes, hessian: Square, block: int) -> Floats:

@@ -5,6 +5,9 @@ Inputs are looked at in the float model: what earlier layers lose is not made up
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from .._core.context import Context
 from .._core.edit import Edit
 from .._core.linear import LinearLayer
-from .._core.outcome import PassOutcome
+from .._core.outcome import Chosen, PassOutcome
 from .._quant.block_grids import BlockGrid, held_tops
 from .block_compensation import BlockCodes, compensated_in_blocks, nearest_in_blocks
 from .layers import Grams, PerChannel, Rows
@@ -42,6 +45,35 @@ def round_in_blocks(
 
     `damp`: share of its mean diagonal added to the diagonal of an input's second moments.
     """
+    outcome, _ = round_most_in_blocks(
+        model,
+        context,
+        grid,
+        samples,
+        damp,
+        include,
+        exclude,
+    )
+    return outcome
+
+
+def round_most_in_blocks(
+    model: ir.Model,
+    context: Context,
+    grid: BlockGrid,
+    samples: int,
+    damp: float,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...] = (),
+    sensitive: float = 0.0,
+    fixed: Collection[str] = (),
+) -> tuple[PassOutcome, list[Chosen]]:
+    """The same, but for the layers that lose most: they stay as they were, and are told.
+
+    `sensitive`: share of all these weights that those layers have at most. `fixed`: names of
+    weights that are stored whatever they lose.
+    """
+    rounded: list[_Pending] = []
 
     def why_not(layer: LinearLayer) -> str | None:
         return _why_not(layer, grid)
@@ -65,16 +97,19 @@ def round_in_blocks(
             gram,
             grid,
         )
-        if shift.any():
-            layer.set_bias(bias + shift, edit)
-        layer.set_block_codes(
-            found.codes,
-            found.scales,
-            grid.block,
+        share = _share_lost(rows, difference, shift, gram)
+        own = _Pending(
+            layer,
+            found,
+            bias + shift if shift.any() else None,
+            edit,
+            gain,
+            share,
         )
+        rounded.append(own)
         return gain
 
-    return fit_layers(
+    outcome = fit_layers(
         model,
         context,
         why_not,
@@ -83,6 +118,80 @@ def round_in_blocks(
         include,
         exclude,
     )
+    free = [own for own in rounded if own.layer.weight.name not in fixed]
+    room = sensitive * sum(own.size for own in rounded)
+    left = _most_sensitive(free, room)
+    kept = [own for own in rounded if own not in left]
+    for own in kept:
+        own.store(grid.block)
+    gains = [own.gain for own in kept]
+    outcome.changed = len(kept)
+    outcome.stats["layers"] = len(kept)
+    outcome.stats["weights"] = sum(own.size for own in kept)
+    outcome.stats["gain_db"] = round(float(np.mean(gains)), 2) if gains else 0.0
+    return outcome, [own.told(grid.bits) for own in left]
+
+
+@dataclass(frozen=True, eq=False)
+class _Pending:
+    """Codes that a layer is to take, and a bias where it moves.
+
+    `gain`: decibels over rounding to the nearest. `share`: of the power of its outputs that is lost
+    all the same.
+    """
+
+    layer: LinearLayer
+    found: BlockCodes
+    bias: PerChannel | None
+    edit: Edit
+    gain: float
+    share: float
+
+    @property
+    def size(self) -> int:
+        """Count of its weights."""
+        return self.layer.tensor.size
+
+    def store(self, block: int) -> None:
+        """Change the layer."""
+        if self.bias is not None:
+            self.layer.set_bias(self.bias, self.edit)
+        self.layer.set_block_codes(self.found.codes, self.found.scales, block)
+
+    def told(self, bits: int) -> Chosen:
+        """The layer, by its weight, and why it stays as it was."""
+        reason = f"{self.share:.2%} of what it gives would be noise at {bits} bits"
+        return Chosen(self.layer.weight.name or "", "8 bits", reason)
+
+
+def _most_sensitive(rounded: list[_Pending], room: float) -> list[_Pending]:
+    """Layers that lose most for the weights that they have, `room` weights at most."""
+    by_loss = sorted(rounded, key=lambda own: own.share / own.size, reverse=True)
+    found = []
+    for own in by_loss:
+        # only a row of the worst: one that does not fit ends it
+        if own.size > room:
+            break
+        room -= own.size
+        found.append(own)
+    return found
+
+
+def _share_lost(rows: Rows, difference: Rows, shift: PerChannel, gram: Grams) -> float:
+    """Share of the power of a layer's outputs, bias left out, that rounding takes."""
+    some = slice(None, None, -(-len(rows) // TOLD))
+    moments = gram.astype(np.float32)
+    lost = output_error(
+        difference[some].astype(np.float32),
+        shift[some],
+        moments,
+    )
+    whole = output_error(
+        rows[some].astype(np.float32),
+        np.zeros_like(shift[some]),
+        moments,
+    )
+    return lost / whole if whole > 0 else 0.0
 
 
 def _why_not(layer: LinearLayer, grid: BlockGrid) -> str | None:

@@ -221,6 +221,15 @@ class Observes(Protocol):
         """
         ...
 
+    def on_own_text(
+        self, model: ir.Model, tokens: Mapping[str, int], least: int = 0
+    ) -> Context | None:
+        """The same of a model that predicts tokens: without data it reads what it wrote itself.
+
+        Where it does not say what comes next (it fills gaps, say), its tokens are drawn alike.
+        """
+        ...
+
 
 @typing.runtime_checkable
 class Streams(Protocol):

@@ -37,6 +37,8 @@ FEW = 4
 after so many.
 """
 
+_HALF = np.finfo(np.float16)
+
 _SMALLEST = 1e-30
 """Scales stay this far from zero: a block of zeros or denormals has none of its own."""
 
@@ -75,7 +77,7 @@ def best_scales(view: Floats, bits: int) -> Floats:
         error = total / np.float32(target * target)
         best = np.where(error < least, scale, best)
         least = np.minimum(error, least)
-    found = np.asarray(best[..., 0, :])
+    found = short_scales(np.asarray(best[..., 0, :]))
     largest = extreme[..., 0, :]
     tops = held_tops(
         view,
@@ -86,6 +88,18 @@ def best_scales(view: Floats, bits: int) -> Floats:
     held = largest[is_held] / tops[is_held]
     found[is_held] = _usable(held)
     return found
+
+
+def short_scales(scales: Floats) -> Floats:
+    """Scales as half precision has them, which `pack` stores in two bytes: off by 2**-12 at most.
+
+    Those beyond its normal numbers stay.
+    """
+    magnitudes = np.abs(scales)
+    is_normal = (magnitudes >= _HALF.tiny) & (magnitudes <= _HALF.max)
+    with np.errstate(over="ignore"):
+        short = scales.astype(np.float16).astype(np.float32)
+    return np.where(is_normal, short, scales)
 
 
 def held_tops(view: Floats, extreme: Floats, bits: int) -> Floats:

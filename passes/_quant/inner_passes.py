@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from .._calibrated.block_rounding import round_most_in_blocks
 from .._calibrated.grid import grid_of_bits
 from .._calibrated.palette_rounding import DAMP, UNSEEN_DAMP, round_to_palettes
 from .._core.context import Context
 from .._core.linear import LinearLayer
-from .._core.outcome import Declined, PassOutcome
+from .._core.outcome import Chosen, Declined, PassOutcome
 from ..gptq import BLOCK_BITS, Gptq
 from ..smooth import Smooth
+from .block_grids import BlockGrid
 from .grids import Grid
 from .layers import QuantLayer
 from .plan import PlanRequest, QuantPlan
@@ -71,25 +73,42 @@ def round_inside(
     inner: InnerReasons,
     samples: int,
     is_real: bool,
-) -> None:
+    sensitive: float,
+) -> list[Chosen]:
     """Bring the weights of integer layers onto their grids, each layer's outputs kept.
 
-    `is_real`: the context's data are the user's.
+    Returns the weights of layers in blocks that lose most, which stay as they were: at most the
+    share `sensitive` of all in blocks. `is_real`: the context's data are the user's.
     """
+    finer: list[Chosen] = []
     tally = _RoundedLayers()
     samples = min(samples, ROUNDING_SAMPLES)
+    damp = DAMP if is_real else UNSEEN_DAMP
     # one grid at a time: layers of a model may differ in bits
     by_grid, limited = _grids(planned, request)
     for (bits, block), layers in by_grid.items():
-        rounding = Gptq(
-            bits=bits,
-            block=block,
-            samples=samples,
-            include=_names(layers),
-        )
-        grid_of = functools.partial(_grid_of, bits, limited)
         with context.progress(Gptq.name, 1):
-            found = rounding.run_on(model, context, grid_of)
+            if block is None:
+                rounding = Gptq(
+                    bits=bits,
+                    samples=samples,
+                    damp=damp,
+                    include=_names(layers),
+                )
+                grid_of = functools.partial(_grid_of, bits, limited)
+                found = rounding.run_on(model, context, grid_of)
+            else:
+                found, left = round_most_in_blocks(
+                    model,
+                    context,
+                    BlockGrid(bits, block),
+                    samples,
+                    damp,
+                    _names(layers),
+                    sensitive=sensitive,
+                    fixed=_named(planned),
+                )
+                finer += left
         tally.add(found)
         inner.add(Gptq.name, _of(layers, found))
     for bits, layers in _by_palette(planned).items():
@@ -100,7 +119,7 @@ def round_inside(
                 bits,
                 samples,
                 _names(layers),
-                DAMP if is_real else UNSEEN_DAMP,
+                damp,
             )
         tally.add(found)
         inner.add("palettes", _of(layers, found))
@@ -108,6 +127,8 @@ def round_inside(
         outcome.stats["rounded"] = tally.layers
     if tally.layers:
         outcome.stats["rounding_gain_db"] = round(tally.gained / tally.layers, 2)
+    outcome.chosen += finer
+    return finer
 
 
 @dataclass
@@ -159,6 +180,16 @@ def _by_palette(planned: QuantPlan) -> dict[int, list[QuantLayer]]:
 
 def _names(layers: list[QuantLayer]) -> tuple[str, ...]:
     return tuple(glob.escape(layer.weight.name or "") for layer in layers)
+
+
+def _named(planned: QuantPlan) -> set[str]:
+    """Weights of layers whose form the user chose by name."""
+    found = set()
+    for graph_plan in planned.graphs:
+        for layer, choice in graph_plan.choices.items():
+            if choice.named:
+                found.add(layer.weight.name or "")
+    return found
 
 
 def _of(layers: list[QuantLayer], found: PassOutcome) -> list[Declined]:

@@ -70,6 +70,16 @@ def observing(model: ir.Model, context: Context, least: int = 0) -> Context | No
     return context.on_any_feeds(token_inputs(model), least)
 
 
+def reading(model: ir.Model, context: Context) -> Context | None:
+    """A context by which the weights of a model of tokens are rounded; None where none can run it.
+
+    Without data it reads text that the model wrote itself.
+    """
+    if not isinstance(context, Observes):
+        return context if context.has_data() else None
+    return context.on_own_text(model, token_inputs(model), ROUNDING_TOKENS)
+
+
 @dataclass
 class RowNoise:
     """Shares of error that 8-bit activations leave in the rows that layers read, each found once.
@@ -117,6 +127,17 @@ class Sparing:
 
     layers: tuple[QuantLayer, ...] = ()
     instead: Choice | None = None
+
+    @classmethod
+    def of_weights(
+        cls, planned: QuantPlan, names: Collection[str], instead: Choice
+    ) -> Sparing:
+        """The planned layers whose weights go by these names."""
+        found: list[QuantLayer] = []
+        for graph_plan in planned.graphs:
+            layers = graph_plan.layers
+            found += [each for each in layers if each.weight.name in names]
+        return cls(tuple(found), instead)
 
     def around(
         self, choose: Callable[[list[QuantLayer]], dict[QuantLayer, Choice]]

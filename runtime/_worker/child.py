@@ -205,6 +205,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "installed": installed,
     "open_session": sessions.open_session,
     "run": sessions.run,
+    "run_rows": sessions.run_rows,
     "write_optimized": sessions.write_optimized,
     "compare": sessions.compare,
     "time_rounds": sessions.time_rounds,

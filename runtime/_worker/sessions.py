@@ -159,6 +159,17 @@ def run(handle: int, feeds: Feeds) -> dict[str, NDArray[Any]]:
     return ort_values.flattened(names, ort_values.run(session, None, feeds))
 
 
+def run_rows(
+    handle: int, feeds: Feeds, output: str, rows: Sequence[int]
+) -> NDArray[Any]:
+    """Run a session for one output, and take some rows of its second axis: (B, T, ...) -> (B, n,
+    ...).
+    """
+    session = _SESSIONS[handle]
+    (value,) = ort_values.run(session, [output], feeds)
+    return np.take(value, rows, axis=1)
+
+
 _LEVELS = {
     "basic": "ORT_ENABLE_BASIC",
     "extended": "ORT_ENABLE_EXTENDED",

@@ -230,3 +230,61 @@ def test_a_grid_is_found_again_whatever_its_largest_code(top):
     values = codes * scales
     found = best_scales(values, 4)
     np.testing.assert_allclose(np.rint(values / found) * found, values, rtol=1e-6)
+
+
+W1_SHARE = 72 * 40 / (72 * 40 + 24 * 40)
+
+
+@pytest.mark.parametrize(
+    ("sensitive", "finer"),
+    [
+        (0.0, []),
+        # the small layer has a quarter of the weights
+        (0.24, []),
+        (0.26, ["w2"]),
+        (W1_SHARE + 0.01, ["w2"]),
+        (1.0, ["w2", "w1"]),
+    ],
+)
+def test_layers_that_lose_most_for_their_size_get_8_bits(sensitive, finer):
+    model, outcome = ran(f"quant(blocked, bits=4, smooth=false, sensitive={sensitive})")
+    stored = {
+        name.split("_q8")[0]
+        for name, value in model.graph.initializers.items()
+        if value.dtype == ir.DataType.INT8
+    }
+    assert stored == set(finer)
+    assert [chosen.where for chosen in outcome.chosen] == finer
+    assert all(chosen.choice == "8 bits" for chosen in outcome.chosen)
+    assert outcome.stats["layers"] == 2
+    assert outcome.stats["rounded"] == 2 - len(finer)
+
+
+def test_a_layer_that_the_user_named_keeps_its_bits():
+    _, outcome = ran(
+        'quant(blocked, bits=4, smooth=false, sensitive=1, layers="w2=blocked:4")'
+    )
+    assert [chosen.where for chosen in outcome.chosen] == ["w1"]
+    assert outcome.stats["rounded"] == 1
+
+
+def test_finer_layers_lower_the_noise():
+    plain, _ = ran("quant(blocked, bits=4, sensitive=0)")
+    finer, _ = ran("quant(blocked, bits=4, sensitive=0.3)")
+    assert noise_db(finer) < noise_db(plain) - 1
+
+
+def test_scales_are_of_half_precision():
+    for text in ("gptq(bits=4, block=32)", "quant(blocked, bits=4, rounding=nearest)"):
+        model, _ = ran(f"{text}, quant(blocked, bits=4)")
+        scales = [v for n, v in weights(model).items() if "block_scale" in n]
+        assert len(scales) == 2
+        for scale in scales:
+            assert np.array_equal(scale, scale.astype(np.float16).astype(np.float32))
+
+
+def test_scales_too_small_for_half_precision_stay():
+    tiny = np.full((32, 1), -8e-6, np.float32)
+    assert best_scales(tiny, 4).tolist() == [np.float32(1e-6)]
+    huge = tiny * np.float32(1e12)
+    assert best_scales(huge, 4).tolist() == [-huge[0, 0] / np.float32(8)]

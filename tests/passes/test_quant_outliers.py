@@ -41,12 +41,17 @@ def predictor(table, width=512):
 class Observing(NullContext):
     """A run without data that looks at tensors on some made-up feeds."""
 
-    def __init__(self, feeds):
+    def __init__(self, feeds, own_text=None):
         super().__init__()
         self.feeds = feeds
+        self.own_text = own_text
 
     def on_any_feeds(self, tokens, least=0):
         return CalibratedContext(self.feeds)
+
+    def on_own_text(self, model, tokens, least=0):
+        assert list(tokens.values()) == [512]
+        return CalibratedContext(self.own_text)
 
 
 def one_loud_row():
@@ -116,19 +121,17 @@ def test_more_is_kept_of_what_predicts_tokens(width, integers):
     assert ops(model).get("MatMulInteger", 0) == integers
 
 
-def test_blocks_of_what_predicts_tokens_are_rounded_by_made_up_ones():
+def test_blocks_of_what_predicts_tokens_are_rounded_by_text_of_its_own():
     table = normal(512, 64)
     feeds = {"ids": np.arange(512, dtype=np.int64).reshape(1, 512)}
     model, other = predictor(table), predictor(table, width=64)
-    options = {"form": "blocked", "bits": 4, "ends": "same"}
-    outcome = Quant(**options).run(model, Observing([feeds]))
+    options = {"form": "blocked", "bits": 4, "ends": "same", "sensitive": 0.0}
+    context = Observing(feeds=None, own_text=[feeds])
+    outcome = Quant(**options).run(model, context)
     assert outcome.stats["rounded"] == 2
-    assert "rounded" not in Quant(**options).run(other, Observing([feeds])).stats
+    assert "rounded" not in Quant(**options).run(other, context).stats
     options["rounding"] = "nearest"
-    assert (
-        "rounded"
-        not in Quant(**options).run(predictor(table), Observing([feeds])).stats
-    )
+    assert "rounded" not in Quant(**options).run(predictor(table), context).stats
 
 
 def test_noise_is_that_of_each_row():

@@ -3,16 +3,17 @@
     python tools/dev/bench_decoders.py MODEL.onnx [--only TEXT …] [--peers] [--seconds 2]
 
 MODEL: what `onnx-opt export` makes of the folder that the script beside the shared data builds
-(ONNX_OPT_DATA). Perplexity is of 8 windows of 256 tokens that no pass has seen; data are 16 windows
-of another part of the text. Prefill is of 256 tokens, a step of one, both in turns with the
-original's; CPU seconds and peak memory are those of the command and its children. `--peers`: the
-weight-only quantizers of onnxruntime as well, on the model after `simplify` (they find no weight
-behind a Transpose).
+(ONNX_OPT_DATA). Perplexity is of 8 windows of 256 tokens that no pass has seen, and its change has
+the standard error of what the windows lost; data are 16 windows of another part of the text.
+Prefill is of 256 tokens, a step of one, both in turns with the original's; CPU seconds and peak
+memory are those of the command and its children. `--peers`: the weight-only quantizers of
+onnxruntime as well, on the model after `simplify` (they find no weight behind a Transpose).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -23,11 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from bench_data import BenchModel, language_model, source
-from bench_measure import cell, score
+from bench_data import BenchModel, language_model, source, unseen
+from bench_measure import cell
 from both_classes import this_cpu
 from numpy.typing import NDArray
 from onnx_opt.runtime.bench import interleaved
+from onnx_opt.runtime.feeds import open_feeds
+from onnx_opt.runtime.metrics import evaluate, metric_named
 from onnx_opt.runtime.session import Session, open_session
 from onnx_opt.runtime.worker import Worker
 from rich.box import MARKDOWN
@@ -53,7 +56,8 @@ class Job:
 class Row:
     """Figures of one row; None where there is none.
 
-    `size`: bytes over the original's. `perplexity`: and `change`, the share that it grew by.
+    `size`: bytes over the original's. `perplexity`: and `change`, the share that it grew by, with
+    its standard `error`.
     `prefill`, `step`: latency over the original's. `cpu_seconds`, `memory`: of the command, the
     latter over the original's bytes. `refused`: why there is no result.
     """
@@ -63,6 +67,7 @@ class Row:
     size: float | None = None
     perplexity: float | None = None
     change: float | None = None
+    error: float | None = None
     prefill: float | None = None
     step: float | None = None
     cpu_seconds: float | None = None
@@ -73,6 +78,14 @@ class Row:
 OURS = [
     Job("quant(blocked, bits=4)", "quant(blocked, bits=4)"),
     Job("quant(blocked, bits=4)", "quant(blocked, bits=4)", data=True),
+    Job(
+        "quant(blocked, bits=4, sensitive=0)",
+        "quant(blocked, bits=4, sensitive=0)",
+    ),
+    Job(
+        "quant(blocked, bits=4, rounding=nearest)",
+        "quant(blocked, bits=4, rounding=nearest)",
+    ),
     Job("quant", "quant"),
     Job("quant", "quant", data=True),
     Job("prune-channels(ratio=0.25)", "prune-channels(ratio=0.25)", data=True),
@@ -132,9 +145,17 @@ PEERS = [
 
 
 def measure(
-    worker: Worker, model: BenchModel, job: Job, simplified: Path, seconds: float
+    worker: Worker,
+    model: BenchModel,
+    job: Job,
+    simplified: Path,
+    seconds: float,
+    before: NDArray[np.float64],
 ) -> Row:
-    """Make one row's file in a process of its own, and measure it beside the original."""
+    """Make one row's file in a process of its own, and measure it beside the original.
+
+    `before`: losses of the original, window by window.
+    """
     original = model.file
     row = Row(job.name, job.data)
     with tempfile.TemporaryDirectory() as folder:
@@ -150,9 +171,29 @@ def measure(
             row.refused = cost.last_words
             return row
         row.size = bytes_of(out) / bytes_of(original)
-        row.perplexity = score(worker, out, model, None)
+        losses = window_losses(worker, out, model)
+        row.perplexity = float(np.exp(losses.mean()))
+        lost = losses - before
+        row.change = float(np.expm1(lost.mean()))
+        spread = lost.std(ddof=1) / math.sqrt(len(lost))
+        row.error = float((1 + row.change) * spread)
         row.prefill, row.step = latencies(worker, original, out, seconds)
     return row
+
+
+def window_losses(worker: Worker, path: Path, model: BenchModel) -> NDArray[np.float64]:
+    """Logarithm of the perplexity of each window that no pass has seen."""
+    metric = metric_named("perplexity")
+    session = open_session(worker, path)
+    losses = []
+    try:
+        for window in unseen(model, None):
+            feeds = open_feeds([window], session.inputs)
+            found = evaluate(session, feeds, metric)
+            losses.append(math.log(found.value))
+    finally:
+        session.close()
+    return np.array(losses)
 
 
 def _command(model: BenchModel, job: Job, out: Path) -> list[str]:
@@ -253,7 +294,7 @@ def show(rows: Sequence[Row], perplexity: float) -> None:
     ):
         table.add_column(heading)
     for row in rows:
-        change = "" if row.change is None else f"{row.change:+.1%}"
+        change = "" if row.change is None else f"{row.change:+.1%} ± {row.error:.1%}"
         table.add_row(
             row.name,
             "yes" if row.data else "no",
@@ -294,15 +335,19 @@ def main() -> None:
             simplify = ["--passes", "simplify", "--verify", "never", "-o"]
             command = ["-m", "onnx_opt", str(model.file), *simplify, str(simplified)]
             subprocess.run([sys.executable, *command], check=True)
-        before = score(worker, model.file, model, None)
-        assert before is not None
+        before = window_losses(worker, model.file, model)
         for job in jobs:
-            row = measure(worker, model, job, simplified, options.seconds)
-            if row.perplexity is not None:
-                row.change = row.perplexity / before - 1
+            row = measure(
+                worker,
+                model,
+                job,
+                simplified,
+                options.seconds,
+                before,
+            )
             print(row, file=sys.stderr, flush=True)
             rows.append(row)
-    show(rows, before)
+    show(rows, math.exp(before.mean()))
 
 
 if __name__ == "__main__":
