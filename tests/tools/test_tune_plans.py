@@ -106,7 +106,7 @@ def test_tables_are_on_the_menu(words):
     # 200 rows of 64 bytes, and a scale for each row
     assert choices["int8:8"].cost == 200 * 64 + 200 * 4
     assert 0 < choices["int8:8"].loss < choices["palette:4"].loss < 0.1
-    assert choices["palette:4"].cost < choices["int8:8"].bytes
+    assert choices["palette:4"].cost < choices["int8:8"].cost
     assert FLOAT in choices
 
 
