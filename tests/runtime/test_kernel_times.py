@@ -39,7 +39,9 @@ def test_kernels_add_up_to_a_run_without_their_bodies(session):
     (profile,) = profiles([session], [feeds])
     times = {kernel.name: time for kernel, time in profile.kernels}
     assert list(times) == ["product", "choice", "positive"]
-    assert all(time > 0 for time in times.values())
+    # in whole microseconds, of which a Relu may take none
+    assert times["product"] > 0
+    assert times["choice"] > 0
     assert sum(times.values()) == pytest.approx(profile.latency_ms)
 
 
