@@ -2,11 +2,12 @@
 
 Times of layers come from ONNX Runtime's profile of the model in either form. Where a float layer
 and one of integers meet, the values between them are converted and laid out anew: what that takes
-is found on two models in which every other layer stays float.
+is found on models in which some layers stay float, every other one or half of them by lot.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -21,6 +22,9 @@ from .kernel_owners import kernel_owners, owners_of, with_names
 from .lab import Lab, Made
 from .recipe import DEFAULT_FORM, quant_text
 from .swaps import comparable
+
+SEED = 1
+"""Of the layers drawn by lot: the same for every search, as the times are of the machine alone."""
 
 Times = Mapping[str, float]
 """Time of a layer in ms, by the name of its weight."""
@@ -62,9 +66,8 @@ def layer_times(lab: Lab, eight_bits: Made) -> LayerTimes:
     whole = with_names(comparable(eight_bits.reference, eight_bits.result))
     integers = with_names(eight_bits.result)
     owned = set(owners_of(whole, whole).values())
-    # in the order of the graph, so that every other one is float between two of integers
     weights = [weight.name for weight in weights_of(whole)[0] if weight.name in owned]
-    mixtures = [weights[::2], weights[1::2]]
+    mixtures = _mixtures(weights)
     made = []
     for mixture in mixtures:
         text = quant_text(dict.fromkeys(mixture, FLOAT))
@@ -81,6 +84,17 @@ def layer_times(lab: Lab, eight_bits: Made) -> LayerTimes:
         beyond.append(profile.latency_ms - told)
     borders = _border_times(edges, mixtures, beyond)
     return LayerTimes(forms, rest_ms, borders)
+
+
+def _mixtures(weights: Sequence[str]) -> list[list[str]]:
+    """Weights that stay float in each of the models that tell of borders.
+
+    Every other layer in the order of the graph is between two of the other form, but sums of a
+    residual network then join layers of one form: halves drawn by lot have borders there, too.
+    """
+    draw = random.Random(SEED)
+    half = len(weights) // 2
+    return [list(weights[::2]), draw.sample(weights, half), draw.sample(weights, half)]
 
 
 def _by_weight(
