@@ -24,7 +24,7 @@ from .recipe import DEFAULT_FORM, quant_text
 from .swaps import comparable
 
 SEED = 1
-"""Of the layers drawn by lot: the same for every search, as the times are of the machine alone."""
+"""Seed of the layers drawn by lot, the same for every search."""
 
 Times = Mapping[str, float]
 """Time of a layer in ms, by the name of its weight."""
