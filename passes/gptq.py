@@ -70,15 +70,17 @@ class Gptq(RoundingPass):
     def run_on(self, model: ir.Model, context: Context, grid_of: GridOf) -> PassOutcome:
         if self.block is None:
             return super().run_on(model, context, grid_of)
-        return round_in_blocks(
+        grid = BlockGrid(self.bits, self.block)
+        rounded = round_in_blocks(
             model,
             context,
-            BlockGrid(self.bits, self.block),
+            grid,
             self.samples,
             self.damp,
             self.include,
             self.exclude,
         )
+        return rounded.outcome
 
     def solve(
         self,

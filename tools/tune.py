@@ -138,12 +138,8 @@ def tune(
     where no recipe keeps the budget: the nearest one is named.
     """
     limits = (max_drop, min_sqnr, max_bytes, max_latency_ms)
-    is_limited = any(limit is not None for limit in limits)
     _check_choices(aim, objective, repair)
-    goal = None
-    if aim is None or is_limited:
-        chosen = objective if aim is None else AIMS[aim].objective
-        goal = goal_of(chosen, *limits)
+    goal = _asked_goal(aim, objective, limits)
     if metric is None and eval_data is not None:
         raise UsageError(
             "--eval-data", "nothing says what to measure on it", "give --metric"
@@ -153,16 +149,12 @@ def tune(
     check_drop(max_drop, METRIC if metric is None else metric)
     if recover:
         require_training()
-    page = None if report is None else Path(report)
-    if page is not None:
-        check_page(page)
-    recipe_file = None if save_recipe is None else Path(save_recipe)
-    if recipe_file is not None:
-        check_recipe_file(recipe_file)
-    started = time.monotonic()
+    page = _checked(report, check_page)
+    recipe_file = _checked(save_recipe, check_recipe_file)
     pipeline = None if repair is None else as_pipeline(repair)
     if pipeline is not None:
         check_repair(pipeline)
+    started = time.monotonic()
     asked = Asked(
         goal=goal,
         aim=aim,
@@ -202,6 +194,26 @@ def tune(
     if page is not None:
         result.report(page)
     return result
+
+
+def _asked_goal(
+    aim: Aim | None, objective: str | None, limits: tuple[Any, ...]
+) -> Goal | None:
+    """The goal of these limits; None for an aim without any. Errors: those of `goal_of`."""
+    if aim is None:
+        return goal_of(objective, *limits)
+    if all(limit is None for limit in limits):
+        return None
+    return goal_of(AIMS[aim].objective, *limits)
+
+
+def _checked(given: str | Path | None, check: Callable[[Path], None]) -> Path | None:
+    """A file that was asked for, if any. Errors: those of its check."""
+    if given is None:
+        return None
+    path = Path(given)
+    check(path)
+    return path
 
 
 def _check_choices(aim: str | None, objective: str | None, repair: Any) -> None:

@@ -32,32 +32,15 @@ TOLD = 128
 """Channels of a layer from which its gain is told, at most."""
 
 
+@dataclass(frozen=True)
+class RoundedBlocks:
+    """Outcome of rounding, and the layers that lose most, which stay as they were."""
+
+    outcome: PassOutcome
+    left: list[Chosen]
+
+
 def round_in_blocks(
-    model: ir.Model,
-    context: Context,
-    grid: BlockGrid,
-    samples: int,
-    damp: float,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-) -> PassOutcome:
-    """Store compensated codes for every layer; stats `layers`, `weights` and `gain_db`.
-
-    `damp`: share of its mean diagonal added to the diagonal of an input's second moments.
-    """
-    outcome, _ = round_most_in_blocks(
-        model,
-        context,
-        grid,
-        samples,
-        damp,
-        include,
-        exclude,
-    )
-    return outcome
-
-
-def round_most_in_blocks(
     model: ir.Model,
     context: Context,
     grid: BlockGrid,
@@ -67,11 +50,13 @@ def round_most_in_blocks(
     exclude: tuple[str, ...] = (),
     sensitive: float = 0.0,
     fixed: Collection[str] = (),
-) -> tuple[PassOutcome, list[Chosen]]:
-    """The same, but for the layers that lose most: they stay as they were, and are told.
+) -> RoundedBlocks:
+    """Store compensated codes for every layer but those that lose most.
 
-    `sensitive`: share of all these weights that those layers have at most. `fixed`: names of
-    weights that are stored whatever they lose.
+    Stats: `layers`, `weights` and `gain_db` of those that are stored. `damp`: share of its mean
+    diagonal added to the diagonal of an input's second moments. `sensitive`: share of all these
+    weights that the layers left have at most. `fixed`: names of weights that are stored whatever
+    they lose.
     """
     rounded: list[_Pending] = []
 
@@ -79,35 +64,15 @@ def round_most_in_blocks(
         return _why_not(layer, grid)
 
     def fit(layer: LinearLayer, gram: Grams, edit: Edit) -> float:
-        rows = layer.rows()
-        bias = layer.bias_row()
-        hessian, mean = _moments_for(bias, gram)
-        invertible = damped(hessian, damp)
-        found = compensated_in_blocks(
-            rows,
-            invertible[0],
-            grid,
-        )
-        difference = _values(found, grid) - rows
-        shift = -output_shift(difference, mean)
-        gain = _gain_db(
-            rows,
-            difference,
-            shift,
-            gram,
-            grid,
-        )
-        share = _share_lost(rows, difference, shift, gram)
-        own = _Pending(
+        own = _pending(
             layer,
-            found,
-            bias + shift if shift.any() else None,
+            gram,
             edit,
-            gain,
-            share,
+            grid,
+            damp,
         )
         rounded.append(own)
-        return gain
+        return own.gain
 
     outcome = fit_layers(
         model,
@@ -121,7 +86,8 @@ def round_most_in_blocks(
     free = [own for own in rounded if own.layer.weight.name not in fixed]
     room = sensitive * sum(own.size for own in rounded)
     left = _most_sensitive(free, room)
-    kept = [own for own in rounded if own not in left]
+    spared = set(left)
+    kept = [own for own in rounded if own not in spared]
     for own in kept:
         own.store(grid.block)
     gains = [own.gain for own in kept]
@@ -129,7 +95,7 @@ def round_most_in_blocks(
     outcome.stats["layers"] = len(kept)
     outcome.stats["weights"] = sum(own.size for own in kept)
     outcome.stats["gain_db"] = round(float(np.mean(gains)), 2) if gains else 0.0
-    return outcome, [own.told(grid.bits) for own in left]
+    return RoundedBlocks(outcome, [own.told(grid.bits) for own in left])
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +128,48 @@ class _Pending:
         """The layer, by its weight, and why it stays as it was."""
         reason = f"{self.share:.2%} of what it gives would be noise at {bits} bits"
         return Chosen(self.layer.weight.name or "", "8 bits", reason)
+
+
+def _pending(
+    layer: LinearLayer,
+    gram: Grams,
+    edit: Edit,
+    grid: BlockGrid,
+    damp: float,
+) -> _Pending:
+    """Codes of a layer whose errors make up for each other, and what is lost all the same."""
+    rows = layer.rows()
+    bias = layer.bias_row()
+    hessian, mean = _moments_for(bias, gram)
+    invertible = damped(hessian, damp)
+    found = compensated_in_blocks(
+        rows,
+        invertible[0],
+        grid,
+    )
+    difference = _values(found, grid) - rows
+    shift = -output_shift(difference, mean)
+    gain = _gain_db(
+        rows,
+        difference,
+        shift,
+        gram,
+        grid,
+    )
+    share = _share_lost(
+        rows,
+        difference,
+        shift,
+        gram,
+    )
+    return _Pending(
+        layer,
+        found,
+        bias + shift if shift.any() else None,
+        edit,
+        gain,
+        share,
+    )
 
 
 def _most_sensitive(rounded: list[_Pending], room: float) -> list[_Pending]:

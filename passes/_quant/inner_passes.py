@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .._calibrated.block_rounding import round_most_in_blocks
+from .._calibrated.block_rounding import round_in_blocks
 from .._calibrated.grid import grid_of_bits
 from .._calibrated.palette_rounding import DAMP, UNSEEN_DAMP, round_to_palettes
 from .._core.context import Context
@@ -98,7 +98,7 @@ def round_inside(
                 grid_of = functools.partial(_grid_of, bits, limited)
                 found = rounding.run_on(model, context, grid_of)
             else:
-                found, left = round_most_in_blocks(
+                blocks = round_in_blocks(
                     model,
                     context,
                     BlockGrid(bits, block),
@@ -108,7 +108,8 @@ def round_inside(
                     sensitive=sensitive,
                     fixed=_named(planned),
                 )
-                finer += left
+                found = blocks.outcome
+                finer += blocks.left
         tally.add(found)
         inner.add(Gptq.name, _of(layers, found))
     for bits, layers in _by_palette(planned).items():

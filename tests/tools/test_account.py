@@ -16,7 +16,7 @@ from onnx_opt import CheckError, RefusedError, UsageError, optimize
 from onnx_opt.tools._run.clock import Clock
 from onnx_opt.tools.cli import main
 from onnx_opt.tools.console import OpenStep, Progress, StepTeller
-from sample_models import MLP, model_from
+from sample_models import model_from
 
 SCHEMA = Path(__file__).resolve().parents[2] / "tools" / "schema" / "run-1.json"
 VALIDATOR = jsonschema.Draft202012Validator(
@@ -48,13 +48,6 @@ def account_of(*words):
     VALIDATOR.validate(found)
     assert set(found) <= set(VALIDATOR.schema["properties"])
     return found
-
-
-@pytest.fixture
-def mlp(tmp_path):
-    path = tmp_path / "mlp.onnx"
-    onnx.save(model_from(MLP), path)
-    return path
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from onnx_opt.tools._run.provenance import provenance
 from onnx_opt.tools.cli import COMMANDS, main, report_error
 from onnx_opt.tools.commands.bench import latency_table
 from onnx_opt.tools.console import escaped, finite
-from sample_models import CNN, MLP, model_from
+from sample_models import CNN, model_from
 
 SCHEMA = Path(__file__).resolve().parents[2] / "tools" / "schema" / "run-1.json"
 
@@ -46,13 +46,6 @@ def bare(code: str) -> subprocess.CompletedProcess:
         text=True,
         check=False,
     )
-
-
-@pytest.fixture
-def mlp(tmp_path):
-    path = tmp_path / "mlp.onnx"
-    onnx.save(model_from(MLP), path)
-    return path
 
 
 @pytest.fixture

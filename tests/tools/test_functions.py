@@ -8,15 +8,7 @@ import onnx_ir as ir
 import onnx_opt
 import pytest
 from onnx_opt import RefusedError, UsageError
-from sample_models import CNN, MLP, model_from
-
-
-@pytest.fixture
-def mlp(tmp_path):
-    path = tmp_path / "mlp.onnx"
-    onnx.save(model_from(MLP), path)
-    return path
-
+from sample_models import CNN, model_from
 
 FORMS = {
     "path": lambda path: path,

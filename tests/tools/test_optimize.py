@@ -20,7 +20,7 @@ from onnx_opt.runtime.bench import PairedLatency
 from onnx_opt.tools._run import measure
 from onnx_opt.tools._run.drift import Reference
 from onnx_opt.tools._run.provenance import provenance, sha256_of
-from sample_models import CNN, MLP, model_from
+from sample_models import CNN, model_from
 
 RANDOM = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -38,13 +38,6 @@ custom (float[2, 4] x) => (float[2, 4] y)
     y = my.ops.Mystery (x)
 }
 """
-
-
-@pytest.fixture
-def mlp(tmp_path):
-    path = tmp_path / "mlp.onnx"
-    onnx.save(model_from(MLP), path)
-    return path
 
 
 def file_of(tmp_path, text):

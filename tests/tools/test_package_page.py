@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from onnx_opt import RefusedError
 from onnx_opt.tools._package.web import MODULES, RUNTIME
 from onnx_opt.tools.cli import main
-from sample_models import MLP, model_from
+from sample_models import model_from
 
 TEXTS = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -28,13 +28,6 @@ ROWS = {"x": np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)}
 @pytest.fixture(autouse=True)
 def _no_modules(monkeypatch):
     monkeypatch.delenv(MODULES, raising=False)
-
-
-@pytest.fixture
-def mlp(tmp_path):
-    path = tmp_path / "mlp.onnx"
-    onnx.save(model_from(MLP), path)
-    return path
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_opt
 import pytest
 from click.testing import CliRunner
@@ -57,13 +56,6 @@ class Parsed(HTMLParser):
 
 def invoke(*words, **options):
     return CliRunner().invoke(main, [str(word) for word in words], **options)
-
-
-@pytest.fixture
-def mlp(tmp_path):
-    path = tmp_path / "mlp.onnx"
-    onnx.save(model_from(MLP), path)
-    return path
 
 
 @pytest.fixture

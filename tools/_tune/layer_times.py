@@ -52,8 +52,9 @@ class LayerTimes:
             form = picked.get(weight, DEFAULT_FORM)
             total += self.forms[form].get(weight, time)
         for (first, second), time in self.borders.items():
-            forms = {picked.get(each, DEFAULT_FORM) for each in (first, second)}
-            if len(forms) > 1:
+            before = picked.get(first, DEFAULT_FORM)
+            behind = picked.get(second, DEFAULT_FORM)
+            if before != behind:
                 total += time
         return total
 
@@ -65,25 +66,34 @@ def layer_times(lab: Lab, eight_bits: Made) -> LayerTimes:
     """
     whole = with_names(comparable(eight_bits.reference, eight_bits.result))
     integers = with_names(eight_bits.result)
-    owned = set(owners_of(whole, whole).values())
-    weights = [weight.name for weight in weights_of(whole)[0] if weight.name in owned]
-    mixtures = _mixtures(weights)
+    mixtures = _mixtures(_weights_of_layers(whole))
     made = []
     for mixture in mixtures:
         text = quant_text(dict.fromkeys(mixture, FLOAT))
         made.append(lab.made(text).result)
-    profiles = lab.context.profiles([whole, integers, *made])
-    float_times, _ = _by_weight(profiles[0], whole, whole)
-    times, rest_ms = _by_weight(profiles[1], whole, integers)
+    of_whole, of_integers, *of_mixtures = lab.context.profiles([whole, integers, *made])
+    float_times, _ = _by_weight(of_whole, whole, whole)
+    times, rest_ms = _by_weight(of_integers, whole, integers)
     forms = {FLOAT: float_times, DEFAULT_FORM: times}
-    edges = _edges(whole)
-    plain = LayerTimes(forms, rest_ms, {})
+    without_borders = LayerTimes(forms, rest_ms, {})
     beyond = []
-    for mixture, profile in zip(mixtures, profiles[2:], strict=True):
-        told = plain.of(dict.fromkeys(mixture, FLOAT))
+    for mixture, profile in zip(mixtures, of_mixtures, strict=True):
+        told = without_borders.of(dict.fromkeys(mixture, FLOAT))
         beyond.append(profile.latency_ms - told)
-    borders = _border_times(edges, mixtures, beyond)
+    borders = _border_times(
+        _edges(whole),
+        mixtures,
+        beyond,
+    )
     return LayerTimes(forms, rest_ms, borders)
+
+
+def _weights_of_layers(whole: ir.Model) -> list[str]:
+    """Names of the weights that own nodes of the main graph, in its order."""
+    owned = set(owners_of(whole, whole).values())
+    weights, _ = weights_of(whole)
+    names = [weight.name for weight in weights]
+    return [name for name in names if name in owned]
 
 
 def _mixtures(weights: Sequence[str]) -> list[list[str]]:
@@ -94,7 +104,10 @@ def _mixtures(weights: Sequence[str]) -> list[list[str]]:
     """
     draw = random.Random(SEED)
     half = len(weights) // 2
-    return [list(weights[::2]), draw.sample(weights, half), draw.sample(weights, half)]
+    every_other = list(weights[::2])
+    first = draw.sample(weights, half)
+    second = draw.sample(weights, half)
+    return [every_other, first, second]
 
 
 def _by_weight(
@@ -120,12 +133,14 @@ def _edges(whole: ir.Model) -> dict[Edge, int]:
     for node in whole.graph:
         for value in node.outputs:
             first = owners.get(value.name or "")
+            elements = _elements(value)
             for use in value.uses():
-                second = owners.get(use.node.outputs[0].name or "")
+                reader = use.node.outputs[0]
+                second = owners.get(reader.name or "")
                 if first is None or second is None or first == second:
                     continue
                 edge = (first, second)
-                found[edge] = max(found.get(edge, 0), _elements(value))
+                found[edge] = max(found.get(edge, 0), elements)
     return found
 
 
@@ -153,7 +168,8 @@ def _border_times(
         crossed = [edge for edge in edges if _is_border(edge, mixture)]
         elements = sum(edges[edge] for edge in crossed)
         rows.append([float(len(crossed)), float(elements)])
-    (each, by_element), _ = nnls(np.array(rows), np.array(beyond))
+    parts, _ = nnls(np.array(rows), np.array(beyond))
+    each, by_element = map(float, parts)
     return {edge: each + by_element * count for edge, count in edges.items()}
 
 

@@ -95,7 +95,7 @@ class RecipeSearch:
             return
         low = family.gentlest_db
         high = family.harshest_db
-        (gentle,) = self._tried(found, [family.proposal(low).recipe])
+        (gentle,) = self._try_proposals(found, [family.proposal(low)])
         found.slack = self._slack(gentle)
         for _ in range(GENTLER_TRIALS):
             if not self.goal.limits_accuracy or found.keeps_accuracy(gentle, self.goal):

@@ -73,7 +73,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What its row is called."""
+        """Name of its row."""
         return f"{self.model}, {self.form}"
 
 

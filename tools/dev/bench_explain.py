@@ -23,11 +23,22 @@ from typing import NamedTuple
 
 import onnx_opt
 from bench_data import MODELS, BenchModel, source
-from both_classes import this_cpu
+from live_table import show
 from onnx_opt.tools.facts import Facts
-from rich.box import MARKDOWN
-from rich.console import Console
-from rich.table import Table
+
+COLUMNS = (
+    "model",
+    "passes",
+    "metric",
+    "samples",
+    "Spearman",
+    "floor",
+    "share",
+    "first 10 %",
+    "floor",
+    "share",
+    "seconds",
+)
 
 TRAINED = "prune(sparsity=0.8), finetune(steps={steps})"
 
@@ -164,43 +175,19 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="*", default=[3.0])
     parser.add_argument("--seeds", type=int, default=3)
     chosen = parser.parse_args()
-    title = this_cpu().label
-    rows: Iterator[list[str]]
     if chosen.attribution:
-        table = Table(
-            "attribution",
-            "seed",
-            "top-1",
-            "Spearman",
-            "first 10 %",
-            box=MARKDOWN,
-            title=title,
-        )
+        columns = ("attribution", "seed", "top-1", "Spearman", "first 10 %")
         rows = attribution_rows(
             chosen.samples or 200,
             chosen.steps,
             chosen.weights,
             chosen.seeds,
         )
-    else:
-        columns = ("model", "passes", "metric", "samples")
-        figures = (
-            "Spearman",
-            "floor",
-            "share",
-            "first 10 %",
-            "floor",
-            "share",
-            "seconds",
-        )
-        table = Table(*columns, *figures, box=MARKDOWN, title=title)
-        every = variants(chosen.samples or 100, chosen.steps)
-        asked = [each for each in every if not chosen.only or each.name in chosen.only]
-        rows = (row_of(variant, chosen.pages) for variant in asked)
-    for row in rows:
-        print(" | ".join(row), flush=True)
-        table.add_row(*row)
-    Console(width=200).print(table)
+        show(columns, rows)
+        return
+    every = variants(chosen.samples or 100, chosen.steps)
+    asked = [each for each in every if not chosen.only or each.name in chosen.only]
+    show(COLUMNS, (row_of(variant, chosen.pages) for variant in asked))
 
 
 if __name__ == "__main__":

@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from bench_data import MODELS
 from bench_sensitivity import NAMES, lab_settings
-from both_classes import this_cpu
+from live_table import show
 from onnx_opt.tools._tune.choices import FLOAT
 from onnx_opt.tools._tune.lab import Lab, open_lab
 from onnx_opt.tools._tune.layer_times import layer_times
 from onnx_opt.tools._tune.recipe import DEFAULT_FORM, quant_text
-from rich.box import MARKDOWN
-from rich.console import Console
-from rich.table import Table
 
 Row = tuple[str, ...]
 
@@ -64,29 +61,22 @@ def rows_of(lab: Lab, name: str) -> Iterator[Row]:
         )
 
 
+def every_row(names: Collection[str]) -> Iterator[Row]:
+    """Yield the rows of these models."""
+    for model in MODELS:
+        if model.name not in names:
+            continue
+        with open_lab(lab_settings(model)) as lab:
+            yield from rows_of(lab, model.name)
+
+
 def main() -> None:
-    """Print the table, a line as soon as it is known."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(NAMES))
     asked = parser.parse_args()
-    table = Table(
-        "model",
-        "mixture",
-        "predicted ms",
-        "measured ms",
-        "off by",
-        box=MARKDOWN,
-    )
-    for model in MODELS:
-        if model.name not in asked.models:
-            continue
-        with open_lab(lab_settings(model)) as lab:
-            for row in rows_of(lab, model.name):
-                table.add_row(*row)
-                print(" | ".join(row), flush=True)
-    console = Console(width=180)
-    console.print(f"CPU: {this_cpu()}")
-    console.print(table)
+    columns = ("model", "mixture", "predicted ms", "measured ms", "off by")
+    show(columns, every_row(asked.models))
 
 
 if __name__ == "__main__":

@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from bench_data import MODELS, BenchModel, source
-from both_classes import this_cpu
+from live_table import show
 from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.tools._run.settings import RunSettings
 from onnx_opt.tools._tune.estimate import errors_of_forms
 from onnx_opt.tools._tune.lab import Lab, open_lab
 from onnx_opt.tools._tune.measure import SAMPLES, measured_errors, samples_of
 from onnx_opt.tools._tune.menu import MADE_FORMS
-from rich.box import MARKDOWN
-from rich.console import Console
-from rich.table import Table
 from scipy.stats import spearmanr
 
 NAMES = (
@@ -78,14 +75,22 @@ def lab_settings(model: BenchModel) -> RunSettings:
     )
 
 
+def every_row(names: Collection[str], samples: int) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of these models."""
+    for model in MODELS:
+        if model.name not in names:
+            continue
+        with open_lab(lab_settings(model)) as lab:
+            yield from rows_of(lab, model.name, samples)
+
+
 def main() -> None:
-    """Print the table, a line as soon as it is known."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(NAMES))
     parser.add_argument("--samples", type=int, default=SAMPLES)
     asked = parser.parse_args()
-    console = Console(width=180)
-    table = Table(
+    columns = (
         "model",
         "form",
         "weights",
@@ -95,17 +100,8 @@ def main() -> None:
         "measuring s",
         "estimating s, all forms",
         "making s, all forms",
-        box=MARKDOWN,
     )
-    for model in MODELS:
-        if model.name not in asked.models:
-            continue
-        with open_lab(lab_settings(model)) as lab:
-            for row in rows_of(lab, model.name, asked.samples):
-                table.add_row(*row)
-                print(" | ".join(row), flush=True)
-    console.print(f"CPU: {this_cpu()}")
-    console.print(table)
+    show(columns, every_row(asked.models, asked.samples))
 
 
 if __name__ == "__main__":

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import onnx_opt
 from bench_data import MODELS, BenchModel, source
-from both_classes import this_cpu
+from live_table import show
 from onnx_opt import OnnxOptError
 from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.held_out import halves
 from onnx_opt.tools._run.figures import input_infos
 from onnx_opt.tools.tune import TuneResult
-from rich.box import MARKDOWN
-from rich.console import Console
-from rich.table import Table
 
 BUDGETS = {
     "cifar10_resnet20": 0.005,
@@ -126,30 +123,32 @@ def _row(model: BenchModel, name: str, result: onnx_opt.Result) -> Row:
     return model.name, name, size, drop, ratio
 
 
+def every_row(
+    names: Collection[str], minutes: float, objective: str
+) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of these models."""
+    for model in MODELS:
+        if model.name not in names or model.name not in BUDGETS:
+            continue
+        for name, setting, size, drop, ratio in rows_of(model, minutes, objective):
+            figures = (f"{size:.4f}", _cell(drop, 4), _cell(ratio, 2))
+            yield name, setting, *figures
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
 def main() -> None:
-    """Print the tables."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(BUDGETS))
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--objective", choices=list(UNIFORM), default="size")
     asked = parser.parse_args()
-    console = Console(width=180)
-    table = Table("model", "setting", "size", "drop", "latency", box=MARKDOWN)
-    for model in MODELS:
-        if model.name not in asked.models or model.name not in BUDGETS:
-            continue
-        rows = rows_of(model, asked.minutes, asked.objective)
-        for name, setting, size, drop, ratio in rows:
-            figures = (f"{size:.4f}", _cell(drop, 4), _cell(ratio, 2))
-            cells = (name, setting, *figures)
-            print(" | ".join(cells), flush=True)
-            table.add_row(*cells)
-    console.print(f"CPU: {this_cpu()}")
-    console.print(table)
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    columns = ("model", "setting", "size", "drop", "latency")
+    rows = every_row(asked.models, asked.minutes, asked.objective)
+    show(columns, rows)
 
 
 if __name__ == "__main__":
