@@ -82,6 +82,8 @@ def tell_trial(trial: RecipeTrial) -> None:
         say(f"trial: {trial.failure}")
         return
     words = [f"{trial.bytes:,} bytes"]
+    if trial.ratio is not None:
+        words.append(f"{trial.ratio:.2f} of the time")
     if trial.drop is not None:
         words.append(f"drop {trial.drop:.4f}")
     if trial.sqnr_db is not None:

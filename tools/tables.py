@@ -412,25 +412,41 @@ def default_text(value: Any) -> str:
 
 def front_table(search: Mapping[str, Any]) -> Table:
     """Trials of a search that no other beats, the smallest first; the chosen one is marked."""
+    front = search["front"]
+    known = {
+        name: figure
+        for name, figure in TRADED.items()
+        if name not in OF_TIME or any(point[figure[0]] is not None for point in front)
+    }
     table = plain_table(
         f"{search['trials']} trials; those that no other beats",
         "",
         "bytes",
-        "drop",
-        "SQNR dB",
+        *known,
         "recipe",
-        right=("bytes", "drop", "SQNR dB"),
+        right=("bytes", *known),
     )
-    for point in search["front"]:
-        mark = "*" if point["recipe"] == search["recipe"] else ""
-        table.add_row(
-            mark,
-            f"{point['bytes']:,}",
-            _number(point["drop"], 4),
-            _number(point["sqnr_db"], 1),
-            markup_safe(_shortened(point["recipe"])),
-        )
+    for point in front:
+        cells = ["*" if point["recipe"] == search["recipe"] else ""]
+        cells.append(f"{point['bytes']:,}")
+        for key, digits in known.values():
+            cells.append(_number(point[key], digits))
+        cells.append(markup_safe(_shortened(point["recipe"])))
+        table.add_row(*cells)
     return table
+
+
+TRADED = {
+    "latency/before": ("latency_ratio", 2),
+    "ms": ("latency_ms", 2),
+    "predicted ms": ("predicted_ms", 2),
+    "drop": ("drop", 4),
+    "SQNR dB": ("sqnr_db", 1),
+}
+"""Figures of a point by column, with their digits."""
+
+OF_TIME = ("latency/before", "ms", "predicted ms")
+"""Columns that a search without times leaves out."""
 
 
 def split_table(search: Mapping[str, Any]) -> Table:

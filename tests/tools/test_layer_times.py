@@ -28,6 +28,7 @@ from onnx_opt.tools._tune.plans import SearchPlan
 from onnx_opt.tools._tune.recipe import DEFAULT_FORM, quant_text
 from onnx_opt.tools._tune.search import RecipeSearch, Searched
 from onnx_opt.tools._tune.trial import RecipeTrial
+from onnx_opt.tools.tables import front_table
 from sample_models import model_from
 
 RESIDUAL = """
@@ -172,6 +173,26 @@ def test_what_the_bits_leave_over_is_lost_by_channels():
     assert channels.min_sqnr == pytest.approx(-10 * np.log10(left), abs=0.06)
     assert "float" not in harsh.recipe
     assert harsh.latency_ms is None
+
+
+def test_the_table_of_a_search_for_speed_has_its_times():
+    timed = {
+        "recipe": "simplify, quant, strip",
+        "bytes": 1000,
+        "latency_ratio": 0.5,
+        "latency_ms": 2.0,
+        "predicted_ms": None,
+        "drop": 0.0,
+        "sqnr_db": 30.0,
+    }
+    untimed = {**timed, "latency_ratio": None, "latency_ms": None}
+    search = {"trials": 3, "recipe": timed["recipe"], "front": [timed]}
+    headers = [column.header for column in front_table(search).columns]
+    figures = ["latency/before", "ms", "drop", "SQNR dB"]
+    assert headers == ["", "bytes", *figures, "recipe"]
+    table = front_table({**search, "front": [untimed]})
+    headers = [column.header for column in table.columns]
+    assert headers == ["", "bytes", "drop", "SQNR dB", "recipe"]
 
 
 def test_layers_of_a_model_are_timed(residual):
