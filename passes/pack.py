@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +21,18 @@ from ._core.opset import raise_opset
 from ._core.rewrites import permit
 from ._packing.codecs import CODECS, OPSET
 from ._packing.constant_graph import constant_nodes, feeds_only, is_table, own_decoders
-from ._packing.content import BIT_TYPES, content_of
+from ._packing.content import BIT_TYPES, Content, content_of
 from ._packing.draft import Draft, Shared, initializer_bytes
 from ._packing.load_memory import load_bytes
 from ._packing.prospect import least_load_bytes
+from ._packing.together import (
+    StoredPart,
+    draft_apart,
+    draft_together,
+    groups,
+    is_small,
+    part_of,
+)
 
 MIN_BYTES = 256
 """Bytes below which a constant is left: a decoder's nodes alone take 150 to 250."""
@@ -35,11 +43,12 @@ class Pack(Pass):
     """Store each constant as bit mask, palette, gaps or narrower type, whatever takes fewest bytes.
 
     Effect: exact. Touches constants of the main graph; they keep their names, as outputs of the
-    nodes that decode them, bit for bit. ONNX Runtime folds these nodes while loading: kernels and
-    speed of the loaded model are those of the dense one. Loading takes up to 60 ns an element
-    longer, and memory for what decoding computes on the way (`load_memory`). A runtime that folds
-    no constants (OpenVINO) decodes at every run instead. Goes last: other passes see no weights
-    behind decoders. A run unpacks what it is given, and ends lossy pipelines with this pass.
+    nodes that decode them, bit for bit; small ones of one kind are decoded at once. ONNX Runtime
+    folds these nodes while loading: kernels and speed of the loaded model are those of the dense
+    one. Loading takes up to 60 ns an element longer, and memory for what decoding computes on the
+    way (`load_memory`). A runtime that folds no constants (OpenVINO) decodes at every run instead.
+    Goes last: other passes see no weights behind decoders. A run unpacks what it is given, and ends
+    lossy pipelines with this pass.
 
     Shapes: unchanged.
 
@@ -105,6 +114,7 @@ class Pack(Pass):
                 if reason is not None:
                     declined.append(Declined(value.name or "", reason))
                 advance(1)
+        packing.store_together()
         packing.warn_of_memory(context)
         stats = packing.stats()
         if packing.codecs and self.notes == "drop":
@@ -117,6 +127,7 @@ class _Choice:
     """One way to store a constant: bytes in the file, and in memory while it is loaded."""
 
     codec: str
+    content: Content
     draft: Draft
     decoded: ir.Value
     nbytes: int
@@ -131,11 +142,14 @@ class _Packing:
         self._graph = model.graph
         self._first = model.graph[0]
         self._names = Names(model)
-        self._shared = Shared()
+        self._shared: Shared = {}
+        # what those put aside will share counts as paid for
+        self._likely: Shared = ChainMap({}, self._shared)
         self._load_bytes = 0
         self._before = self._after = 0
         self._left: list[int] = []
         self._needed = 0
+        self._aside: dict[StoredPart, ir.Value] = {}
         self.codecs = Counter[str]()
 
     def stats(self) -> dict[str, Stat]:
@@ -174,7 +188,7 @@ class _Packing:
             return None
         for choice in choices:
             if choice.load_bytes <= budget:
-                self._commit(value, choice)
+                self._take(value, choice)
                 leave.used()
                 self._before += dense
                 return None
@@ -207,27 +221,62 @@ class _Packing:
 
     def _choices(self, value: ir.Value) -> Iterator[_Choice]:
         """Every codec that fits the constant."""
-        assert value.name is not None
         assert value.const_value is not None
         content = content_of(value.const_value)
-        for name, codec in CODECS.items():
-            draft = Draft(self._shared)
-            decoded = codec(content, draft)
-            if decoded is None:
-                continue
-            # the decoded value keeps the constant's name, which the dense form has once as well
-            nbytes = draft.nbytes() + len(value.name)
-            yield _Choice(name, draft, decoded, nbytes, load_bytes(name, content))
+        for codec in CODECS:
+            choice = self._choice(value, content, codec)
+            if choice is not None:
+                yield choice
 
-    def _commit(self, value: ir.Value, choice: _Choice) -> None:
-        name = value.name
-        assert name is not None
-        value.replace_all_uses_with(choice.decoded)
-        del self._graph.initializers[name]
-        choice.draft.commit(self._graph, self._first, self._names, choice.decoded, name)
+    def _choice(self, value: ir.Value, content: Content, codec: str) -> _Choice | None:
+        """One way to store a constant; None where it does not fit."""
+        assert value.name is not None
+        draft = Draft(self._likely if is_small(content) else self._shared)
+        decoded = CODECS[codec](content, draft)
+        if decoded is None:
+            return None
+        # the decoded value keeps the constant's name, which the dense form has once as well
+        nbytes = draft.nbytes() + len(value.name)
+        return _Choice(
+            codec, content, draft, decoded, nbytes, load_bytes(codec, content)
+        )
+
+    def _take(self, value: ir.Value, choice: _Choice) -> None:
+        """Store a constant, or put a small one aside to be stored with others of its kind."""
         self.codecs[choice.codec.replace(" ", "_")] += 1
-        self._after += choice.nbytes
         self._load_bytes += choice.load_bytes
+        if not is_small(choice.content):
+            self._commit([value], [choice.decoded], choice.draft)
+            return
+        part = part_of(choice.content, choice.codec, Draft(self._likely))
+        self._aside[part] = value
+        self._likely.update(choice.draft.new_shared())
+
+    def store_together(self) -> None:
+        """Store what was put aside: constants of one kind as one where that takes less."""
+        for parts in groups(self._aside):
+            values = [self._aside[part] for part in parts]
+            draft = Draft(self._shared)
+            decoded = draft_apart(parts, draft)
+            if len(parts) > 1:
+                together = Draft(self._shared)
+                decoded_together = draft_together(parts, together)
+                if together.nbytes() < draft.nbytes():
+                    draft, decoded = together, decoded_together
+            self._commit(values, decoded, draft)
+
+    def _commit(
+        self, values: list[ir.Value], decoded: list[ir.Value], draft: Draft
+    ) -> None:
+        """Let what a draft decodes take the place of constants."""
+        named = {}
+        for value, result in zip(values, decoded, strict=True):
+            assert value.name is not None
+            value.replace_all_uses_with(result)
+            del self._graph.initializers[value.name]
+            named[result] = value.name
+        self._after += draft.nbytes() + sum(len(name) for name in named.values())
+        draft.commit(self._graph, self._first, self._names, named)
 
 
 def _too_much(load_bytes: int) -> str:

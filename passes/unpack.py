@@ -14,7 +14,7 @@ from ._core.graph import Names, all_graphs
 from ._core.lazy import set_tensor
 from ._core.rewrites import permit
 from ._packing.constant_graph import constant_nodes, own_decoders, results_of
-from ._packing.decode import Decoder
+from ._packing.decode import Decoder, Pieces
 from ._simplify.evaluate import NotFoldable
 
 KEPT = 1 << 30
@@ -83,6 +83,7 @@ def _restore(model: ir.Model, nodes: list[ir.Node]) -> PassOutcome:
     outcome = PassOutcome()
     names = Names(model)
     count = held = total = 0
+    pieces: Pieces = {}
     for value in results_of(nodes):
         if value.is_graph_output():
             outcome.declined.append(_left(value, "it is an output of the model"))
@@ -91,7 +92,7 @@ def _restore(model: ir.Model, nodes: list[ir.Node]) -> PassOutcome:
         if leave is None:
             continue
         try:
-            decoder = Decoder(value, opset)
+            decoder = Decoder(value, opset, pieces)
             array = decoder()
         except NotFoldable as reason:
             outcome.declined.append(_left(value, str(reason)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,8 @@ from .content import Array, Bits, Content, bit_blocks
 
 Bytes = NDArray[np.uint8]
 
-BYTE = np.dtype(np.uint8)
-WORD = np.dtype(np.int32)
+LARGEST_WORD = 2**31
+"""Numbers that a word has at most: it is taken apart in int32, whose sign is of no use."""
 
 LEAST_LOOKED_UP = 1 << 14
 """Digits from which the nodes that make a table of them weigh little; chosen by hand."""
@@ -62,18 +61,25 @@ def index_planes(content: Content, values: Bits, bits: int) -> Bytes:
     return whole[:, :, None]
 
 
+BYTE_SHIFTS = np.array([0, 8, 16])
+"""Places of the bytes of a word of three, in bits."""
+
+
 @dataclass(frozen=True)
 class Digits:
-    """Words that hold several digits to one base, the first with the lowest weight."""
+    """Words that hold several digits to one base, the first with the lowest weight.
+
+    `word_bytes`: 1, 3 or 4. One byte has 8 digits to base 2, 5 to 3, 4 to 4, 3 to 5 and 6, 2 to 7
+    to 16; three have 10 to base 5, 9 to 6, 8 to 7 and 8; four 11 to base 7, 31 bits in all.
+    """
 
     base: int
-    word: np.dtype[Any]
+    word_bytes: int
 
     @property
     def per_word(self) -> int:
-        """Digits in a word. A byte: 8 to base 2, 5 to 3, 4 to 4, 3 to 5 and 6, 2 to 7 to 16."""
-        limits = np.iinfo(self.word)
-        words = limits.max + 1
+        """Digits in a word."""
+        words = min(256**self.word_bytes, LARGEST_WORD)
         count = 1
         next_power = self.base**2
         while next_power <= words:
@@ -107,11 +113,13 @@ class Digits:
     def bytes_for(self, count: int) -> int:
         """Bytes of these words."""
         words = self.words_for(count)
-        itemsize = self.word.itemsize
-        return words * itemsize
+        return words * self.word_bytes
 
     def packed(self, digits: Array) -> Array:
-        """Words of some digits; those behind the last one are 0."""
+        """Words of some digits; those behind the last one are 0.
+
+        Shape (words,), uint8 or int32; words of three bytes are (words, 3) uint8, lowest first.
+        """
         count = digits.size
         words = self.words_for(count)
         per_word = self.per_word
@@ -121,23 +129,24 @@ class Digits:
         weights = self.weights
         wide_weights = weights.astype(np.int64)
         sums = filled @ wide_weights
-        return sums.astype(self.word)
+        if self.word_bytes == 4:
+            return sums.astype(np.int32)
+        if self.word_bytes == 1:
+            return sums.astype(np.uint8)
+        by_byte: Array = sums[:, None] >> BYTE_SHIFTS
+        # what lies above a byte is cut off
+        return by_byte.astype(np.uint8)
 
 
 def smallest_digits(base: int, count: int) -> Digits:
-    """Bytes or words of 32 bits, whichever hold so many digits in less; in doubt bytes."""
-    in_bytes = Digits(base, BYTE)
-    in_words = Digits(base, WORD)
-    word_bytes = in_words.bytes_for(count)
-    plain_bytes = in_bytes.bytes_for(count)
-    if word_bytes < plain_bytes:
-        return in_words
-    return in_bytes
+    """Words of one, three or four bytes, whichever hold so many digits in least; in doubt short."""
+    sizes = [Digits(base, word_bytes) for word_bytes in (1, 3, 4)]
+    return min(sizes, key=lambda digits: digits.bytes_for(count))
 
 
 def has_table_of_digits(digits: Digits, count: int) -> bool:
     """True where a byte's digits are looked up: less is computed on the way than by division."""
-    return digits.word == BYTE and count >= LEAST_LOOKED_UP
+    return digits.word_bytes == 1 and count >= LEAST_LOOKED_UP
 
 
 def index_digits(content: Content, values: Bits, digits: Digits) -> Array:
@@ -153,10 +162,10 @@ def index_digits(content: Content, values: Bits, digits: Digits) -> Array:
 
 
 def nonzeros(content: Content) -> Bits:
-    """A zero, and the elements that are none in their order: (nonzeros + 1,)."""
+    """The elements that are not zero, in their order: (nonzeros,)."""
     kind = content.bit_type
-    zero = np.zeros(1, kind)
-    parts: list[Bits] = [zero]
+    nothing = np.zeros(0, kind)
+    parts: list[Bits] = [nothing]
     for block in content.bit_blocks():
         is_nonzero = block != 0
         kept = block[is_nonzero]

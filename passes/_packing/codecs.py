@@ -6,7 +6,7 @@ nodes compute ends as an ordinary initializer: same kernels, same speed, same me
     one value   value (1,)                            -> Expand
     narrow      values of a smaller type              -> Cast
     palette     indices as digits, several a byte     -> Gather (a row of digits) -> Gather
-                or several a word of 32 bits          -> Div, Mod -> Gather
+                or several a word of 3 or 4 bytes     -> Div, Mod -> Gather
     channel palettes
                 int8: indices, stored by any of these -> GatherElements in a row of each channel
     bit planes  a plane for each bit of an index      -> Div, Mod, ReduceSum -> Gather
@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .._core.channel_palettes import channel_palettes_of
+from .._core.channel_palettes import ChannelPalettes, channel_palettes_of
 from .bit_packing import (
     Digits,
     bytes_for,
@@ -56,8 +56,11 @@ FLOAT = ir.DataType.FLOAT
 INT32 = ir.DataType.INT32
 UINT8 = ir.DataType.UINT8
 
-BITS = Digits(2, np.dtype(np.uint8))
-HALF_BYTES = Digits(16, np.dtype(np.uint8))
+BITS = Digits(2, 1)
+HALF_BYTES = Digits(16, 1)
+
+BYTE_WEIGHTS = np.array([[1], [2**8], [2**16]], np.int32)
+"""Weights of the bytes of a word of three, to multiply rows of bytes by."""
 
 HALF_BYTE_GAP, BYTE_GAP = LONGEST_GAPS
 
@@ -159,15 +162,18 @@ def bit_planes(content: Content, draft: Draft) -> ir.Value | None:
 
 def _digits(draft: Draft, compute: Compute, digits: Digits, count: int) -> ir.Value:
     """Store `count` digits, and take them apart: (words, digits in a word) int32."""
+    rows = digits.words_for(count)
+    if digits.word_bytes == 3:
+        by_byte = _stored_int32(draft, compute, UINT8, [rows, 3])
+        words = draft.node("MatMul", by_byte, BYTE_WEIGHTS)
+        return _digits_of(draft, words, digits)
 
     def column() -> Array:
         words = compute()
         return words[:, None]
 
-    kind = ir.DataType.from_numpy(digits.word)
-    rows = digits.words_for(count)
-    dims = [rows, 1]
-    words = _stored_int32(draft, column, kind, dims)
+    kind = UINT8 if digits.word_bytes == 1 else INT32
+    words = _stored_int32(draft, column, kind, [rows, 1])
     return _digits_of(draft, words, digits)
 
 
@@ -221,10 +227,13 @@ def mask(content: Content, draft: Draft) -> ir.Value | None:
     before = draft.node("CumSum", ones, FIRST_AXIS, exclusive=1)
     within = draft.node("Gather", ranks, byte)
     ordinals = draft.node("Add", before, within)
-    # zeros are far below: they read the zero that stands before the values
+    # zeros are far below: they read the zero that is put before the values
     index = draft.node("Max", ordinals, ZERO)
+    dtype = content.dtype
+    zero = np.zeros(1, dtype.numpy())
     values = _nonzeros(content, draft)
-    decoded = draft.node("Gather", values, index)
+    with_zero = draft.node("Concat", zero, values, axis=0)
+    decoded = draft.node("Gather", with_zero, index)
     decoded_size = 8 * count
     return _cut_to_size(draft, decoded, content, decoded_size)
 
@@ -275,7 +284,8 @@ def _entries(content: Content, draft: Draft, longest: int, count: int) -> ir.Val
         filled = np.pad(found, behind, mode="edge")
         return as_type(filled, dtype)
 
-    return _cheapest_part(content, draft, compute, count)
+    has_fillers = content.gap_entries[longest] > content.nonzeros
+    return _cheapest_part(content, draft, compute, count, has_zeros=has_fillers)
 
 
 def _scattered(
@@ -298,13 +308,33 @@ def channel_palettes(content: Content, draft: Draft) -> ir.Value | None:
     found = channel_palettes_of(content.tensor)
     if found is None:
         return None
+    codec = index_codec(found, draft)
     content_of_index = content_of(found.index)
-    index = _cheapest(content_of_index, draft, INDEX_CODECS, draft)
+    index = _stored_by(codec, content_of_index, draft)
     tensor = ir.Tensor(found.table)
     table = draft.stored(tensor)
+    return of_palettes(draft, found, table, index, content.dims)
+
+
+def index_codec(palettes: ChannelPalettes, trial: Draft) -> Codec | None:
+    """The codec that takes fewest bytes for the indices; None to store them as they are.
+
+    `trial`: a draft of the graph that costs are counted in.
+    """
+    content = content_of(palettes.index)
+    return _cheapest(content, INDEX_CODECS, trial)
+
+
+def of_palettes(
+    draft: Draft,
+    palettes: ChannelPalettes,
+    table: ir.Value,
+    index: ir.Value,
+    dims: list[int],
+) -> ir.Value:
+    """The elements in the shape `dims`, of a table (groups, values) and an index (groups, n)."""
     by_group = draft.node("GatherElements", table, index, axis=1)
-    layout = found.layout
-    dims = content.dims
+    layout = palettes.layout
     if layout.outer > 1:
         first = [layout.channels, layout.outer, layout.inner]
         by_channel = draft.node("Reshape", by_group, first)
@@ -324,7 +354,8 @@ def grid(content: Content, draft: Draft) -> ir.Value | None:
         return None
     numbers = found.codes
     codes = content_of(numbers)
-    stored = _cheapest(codes, draft, INTEGER_CODECS, draft)
+    codec = _cheapest(codes, INTEGER_CODECS, draft)
+    stored = _stored_by(codec, codes, draft)
     whole = _cast(draft, stored, FLOAT)
     factors = ir.Tensor(found.scales)
     scales = draft.stored(factors)
@@ -350,45 +381,47 @@ CODECS: dict[str, Codec] = {
 }
 """All codecs by the name that the account gives them."""
 
-NONZERO_CODECS: tuple[Codec, ...] = (narrow, palette)
+NONZERO_CODECS: tuple[Codec, ...] = (one_value, narrow, palette)
 """Codecs that the nonzeros under a mask may be stored by."""
 
 
 def _nonzeros(content: Content, draft: Draft) -> ir.Value:
-    """Store a zero and the elements that are none: (nonzeros + 1,)."""
+    """Store the elements that are not zero: (nonzeros,)."""
     dtype = content.dtype
 
     def compute() -> Array:
         found = nonzeros(content)
         return as_type(found, dtype)
 
-    count = content.nonzeros + 1
-    return _cheapest_part(content, draft, compute, count)
+    count = content.nonzeros
+    return _cheapest_part(content, draft, compute, count, has_zeros=False)
 
 
 def _cheapest_part(
-    content: Content, draft: Draft, compute: Compute, size: int
+    content: Content, draft: Draft, compute: Compute, size: int, has_zeros: bool
 ) -> ir.Value:
-    """Store `size` elements of a constant, some zeros among them, in the cheapest way."""
+    """Store `size` elements of a constant in the cheapest way, zeros among them or not."""
     dims = [size]
     dtype = content.dtype
     tensor = _lazy(compute, dtype, dims)
-    part = dataclasses.replace(content, tensor=tensor, size=size)
+    palette = content.palette
+    if palette is not None and not has_zeros:
+        # a digit fewer to tell apart: at three bits a tenth of the bytes
+        palette = palette[palette != 0]
+    part = dataclasses.replace(content, tensor=tensor, size=size, palette=palette)
     # counted as if it shared nothing with the graph
     alone = Draft({})
-    return _cheapest(part, draft, NONZERO_CODECS, alone)
+    codec = _cheapest(part, NONZERO_CODECS, alone)
+    return _stored_by(codec, part, draft)
 
 
-def _cheapest(
-    content: Content, draft: Draft, codecs: Sequence[Codec], trial: Draft
-) -> ir.Value:
-    """Store a tensor by the codec that takes fewest bytes, or as it is.
+def _cheapest(content: Content, codecs: Sequence[Codec], trial: Draft) -> Codec | None:
+    """The codec that takes fewest bytes for a tensor; None to store it as it is.
 
     `trial`: a draft of the graph that costs are counted in.
     """
-    tensor = content.tensor
     best = None
-    cheapest = tensor.nbytes
+    cheapest = content.tensor.nbytes
     for codec in codecs:
         alone = trial.copy()
         if codec(content, alone) is None:
@@ -397,9 +430,14 @@ def _cheapest(
         if nbytes < cheapest:
             best = codec
             cheapest = nbytes
-    if best is None:
-        return draft.stored(tensor)
-    stored = best(content, draft)
+    return best
+
+
+def _stored_by(codec: Codec | None, content: Content, draft: Draft) -> ir.Value:
+    """Store a tensor by a codec that fits it, or as it is."""
+    if codec is None:
+        return draft.stored(content.tensor)
+    stored = codec(content, draft)
     assert stored is not None
     return stored
 

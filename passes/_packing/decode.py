@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,12 +80,16 @@ class Decoder:
 
     Holds on to constants, not to what is computed of them; stays valid once the nodes have left
     their graph. Errors: NotFoldable for a node that is not computed here.
+
+    `pieces`: what decoders of one graph have computed for others, of a tensor that several share;
+    each is there until a decoder for it is made.
     """
 
-    def __init__(self, value: ir.Value, opset: int) -> None:
+    def __init__(self, value: ir.Value, opset: int, pieces: Pieces) -> None:
         self._value = value
         self._opset = opset
-        self._steps = _steps_to(value)
+        self._pieces = pieces
+        self._steps = _steps_to(value, pieces)
         self._constants: dict[ir.Value, ir.TensorProtocol] = {}
         self._uses: Counter[ir.Value] = Counter()
         made: set[ir.Value] = set()
@@ -96,9 +100,10 @@ class Decoder:
                 if source is None:
                     continue
                 self._uses[source] += 1
-                if source in made:
+                if source in made or source in self._constants:
                     continue
-                tensor = source.const_value
+                piece = pieces.pop(source, None)
+                tensor = source.const_value if piece is None else ir.Tensor(piece)
                 assert tensor is not None
                 self._constants[source] = tensor
 
@@ -112,8 +117,10 @@ class Decoder:
                 array = self._array(source, known)
                 inputs.append(array)
             outputs = _computed(node, inputs, self._opset)
-            made = zip(node.outputs, outputs, strict=True)
+            made = dict(zip(node.outputs, outputs, strict=True))
             known.update(made)
+            if len(made) > 1:
+                self._keep_pieces(made)
             # what no later node reads goes: one weight's parts are held at a time
             for source in sources:
                 if source is None:
@@ -122,6 +129,12 @@ class Decoder:
                 if not left[source]:
                     del known[source]
         return known[self._value]
+
+    def _keep_pieces(self, made: dict[ir.Value, Array]) -> None:
+        """Keep for other decoders what this one does not read."""
+        for value, array in made.items():
+            if not self._uses[value] and len(value.uses()) == 1:
+                self._pieces[value] = array
 
     def _array(
         self, source: ir.Value | None, known: dict[ir.Value, Array]
@@ -137,9 +150,15 @@ class Decoder:
 
 Step = tuple[ir.Node, tuple[ir.Value | None, ...]]
 
+Pieces = dict[ir.Value, Array]
+"""Outputs of nodes that have several, by value."""
 
-def _steps_to(value: ir.Value) -> list[Step]:
-    """Nodes that a value depends on, each after those that it reads. Errors: NotFoldable."""
+
+def _steps_to(value: ir.Value, known: Container[ir.Value]) -> list[Step]:
+    """Nodes that a value depends on, each after those that it reads, but for values known.
+
+    Errors: NotFoldable.
+    """
     order: dict[ir.Node, None] = {}
     producer = value.producer()
     waiting = [(producer, False)]
@@ -154,7 +173,7 @@ def _steps_to(value: ir.Value) -> list[Step]:
         _require_exact(node)
         waiting.append((node, True))
         for source in node.inputs:
-            if source is not None:
+            if source is not None and source not in known:
                 producer = source.producer()
                 waiting.append((producer, False))
     return [(node, tuple(node.inputs)) for node in order]

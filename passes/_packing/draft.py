@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 Operand = ir.Value | Array | list[int]
 """An input of a node: a value, the array of a small constant, or a shape or axes in int64."""
 
-Shared = dict[object, ir.Value]
+Shared = MutableMapping[object, ir.Value]
 """Values that all decoders of a graph use: constants by type, shape and content; nodes by a key."""
 
 PLACEHOLDER = f"{PREFIX}999"
@@ -34,8 +34,8 @@ class Draft:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._own: list[ir.Value] = []
-        self._constants: Shared = {}
-        self._new_shared: Shared = {}
+        self._constants: dict[object, ir.Value] = {}
+        self._new_shared: dict[object, ir.Value] = {}
         self._nodes: list[ir.Node] = []
 
     def copy(self) -> Draft:
@@ -81,6 +81,13 @@ class Draft:
         self._nodes.append(node)
         return node.outputs[0]
 
+    def split(self, value: ir.Value, sizes: list[int]) -> list[ir.Value]:
+        """Add a Split along the first axis into pieces of those sizes."""
+        inputs = [value, self._input(sizes)]
+        node = ir.node("Split", inputs, num_outputs=len(sizes), name="")
+        self._nodes.append(node)
+        return list(node.outputs)
+
     def _input(self, operand: Operand) -> ir.Value:
         if isinstance(operand, ir.Value):
             return operand
@@ -97,6 +104,10 @@ class Draft:
             total += _node_bytes(node)
         return total
 
+    def new_shared(self) -> dict[object, ir.Value]:
+        """The values that it adds for all decoders of the graph."""
+        return self._constants | self._new_shared
+
     def _initializers(self) -> list[ir.Value]:
         constants = self._constants.values()
         return [*self._own, *constants]
@@ -106,10 +117,9 @@ class Draft:
         graph: ir.Graph,
         first: ir.Node,
         names: Names,
-        decoded: ir.Value,
-        name: str,
+        decoded: Mapping[ir.Value, str],
     ) -> None:
-        """Put the decoder before the node `first`; the value `decoded` is called `name`.
+        """Put the decoder before the node `first`; `decoded`: its results, and their names.
 
         `first`: the same node for all decoders of a graph, so that shared nodes come before those
         that use them.
@@ -120,14 +130,11 @@ class Draft:
             assert tensor is not None
             tensor.name = value.name
             graph.register_initializer(value)
-        self._shared.update(self._constants)
-        self._shared.update(self._new_shared)
+        self._shared.update(self.new_shared())
         for node in self._nodes:
-            output = node.outputs[0]
-            if output is decoded:
-                output.name = name
-            else:
-                output.name = names.numbered(PREFIX)
+            for output in node.outputs:
+                name = decoded.get(output)
+                output.name = name or names.numbered(PREFIX)
         graph.insert_before(first, self._nodes)
 
 
@@ -152,7 +159,8 @@ def _node_bytes(node: ir.Node) -> int:
     proto = onnx.NodeProto(op_type=node.op_type)
     for _ in node.inputs:
         proto.input.append(PLACEHOLDER)
-    proto.output.append(PLACEHOLDER)
+    for _ in node.outputs:
+        proto.output.append(PLACEHOLDER)
     for attribute in node.attributes.values():
         stored = ir.to_proto(attribute)
         proto.attribute.append(stored)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .._core.channel_palettes import channel_palettes_of
 from .bit_packing import has_table_of_digits, smallest_digits
 from .content import Content
 
@@ -27,20 +28,29 @@ def load_bytes(codec: str, content: Content) -> int:
 
 def _palette(content: Content) -> int:
     assert content.palette is not None
-    digits = smallest_digits(content.palette.size, content.size)
-    words = INDEX * digits.words_for(content.size)
-    if has_table_of_digits(digits, content.size):
-        # bytes as indices, and the values in their flat order
-        return words + _item(content) * content.size
-    # the quotient and the remainder of each digit, and the values
-    by_element = 2 * INDEX + _item(content)
-    return content.size * by_element
+    return _digits(content.palette.size, content.size) + _item(content) * content.size
+
+
+def _digits(base: int, size: int) -> int:
+    """Bytes of the digits of words, in int32."""
+    # to base 1 there is nothing to tell apart
+    digits = smallest_digits(max(base, 2), size)
+    # three bytes and their sum, or a word
+    numbers = 4 if digits.word_bytes == 3 else 1
+    words = INDEX * numbers * digits.words_for(size)
+    if has_table_of_digits(digits, size):
+        return words
+    # the quotient and the remainder of each digit
+    return words + 2 * INDEX * size
 
 
 def _channel_palettes(content: Content) -> int:
-    # at most: digits of words, the values in the order of channels, and in their own
-    by_element = 2 * INDEX + 2 * _item(content)
-    return content.size * by_element
+    found = channel_palettes_of(content.tensor)
+    assert found is not None
+    values = found.table.shape[1]
+    indices = max(_digits(values, content.size), INDEX * content.size)
+    # the values in the order of channels, and in their own
+    return indices + 2 * _item(content) * content.size
 
 
 def _bit_planes(content: Content) -> int:

@@ -25,8 +25,7 @@ from .._core.lazy import DerivedTensor, blocks
 from .._packing.bit_packing import Digits, bytes_for
 from .inserter import Inserter
 
-BYTE = np.dtype(np.uint8)
-BITS, TRITS_OF_BYTES, HALVES = Digits(2, BYTE), Digits(3, BYTE), Digits(16, BYTE)
+BITS, TRITS_OF_BYTES, HALVES = Digits(2, 1), Digits(3, 1), Digits(16, 1)
 
 
 def pack_signs(array: NDArray[Any]) -> NDArray[np.uint8]:

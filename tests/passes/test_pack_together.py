@@ -1,0 +1,166 @@
+"""pack: constants of one kind, whose elements are stored as one; large ones stay alone."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._packing import together
+from onnx_opt.passes.pack import Pack
+from onnx_opt.passes.unpack import restore_packed
+
+RANDOM = np.random.default_rng(0)
+
+
+def zeros(shape, kept, dtype=np.float32):
+    """Numbers of which only a share is kept."""
+    values = RANDOM.normal(size=shape) * 30 + 1
+    return (
+        np.where(RANDOM.random(shape) < kept, values, 0).clip(-127, 127).astype(dtype)
+    )
+
+
+def of(values, shape):
+    return RANDOM.choice(np.array(values), shape)
+
+
+def own_values(shape, count, kept=1.0):
+    """Codes of which each channel has a few of its own."""
+    rows = [
+        RANDOM.choice(RANDOM.choice(np.arange(-90, 90), count, False), shape[1:])
+        for _ in range(shape[0])
+    ]
+    codes = np.array(rows, np.int8)
+    codes[RANDOM.random(shape) >= kept] = 0
+    return codes
+
+
+def turned(array):
+    return np.ascontiguousarray(np.moveaxis(array, 0, -1))
+
+
+TOGETHER = {
+    "masks": [zeros((64, 64), 0.5), zeros((50, 33), 0.5)],
+    "masks of codes": [zeros((96, 96), 0.5, np.int8), zeros((70, 71), 0.5, np.int8)],
+    "gaps": [zeros((96, 96), 0.02), zeros((90, 90), 0.02)],
+    "short gaps": [zeros((96, 96), 0.15, np.int8), zeros((95, 97), 0.15, np.int8)],
+    "values of a palette": [
+        of([-1.5, 0.0, 2.0], (64, 63)).astype(np.float32),
+        of([-1.5, 0.0, 2.0], (41, 40)).astype(np.float32),
+    ],
+    "palettes of channels": [
+        own_values((32, 16, 3, 3), 7),
+        own_values((48, 32, 3, 3), 7),
+        own_values((16, 300), 7),
+    ],
+    "palettes of the last axis": [
+        turned(own_values((32, 16, 9), 7)),
+        turned(own_values((32, 20, 9), 7)),
+    ],
+    "palettes and zeros": [
+        own_values((64, 300), 15, 0.2),
+        own_values((64, 400), 15, 0.2),
+    ],
+}
+
+
+def model_of(arrays):
+    """A model that hands out rows of each constant, by way of a Gather."""
+    nodes, inputs, outputs, tensors = [], [], [], []
+    for i, array in enumerate(arrays):
+        element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        rows = onnx.helper.make_tensor_value_info(
+            f"r{i}", onnx.TensorProto.INT64, [None]
+        )
+        inputs.append(rows)
+        nodes.append(onnx.helper.make_node("Gather", [f"w{i}", f"r{i}"], [f"y{i}"]))
+        outputs.append(onnx.helper.make_tensor_value_info(f"y{i}", element, None))
+        tensors.append(onnx.numpy_helper.from_array(array, f"w{i}"))
+    graph = onnx.helper.make_graph(nodes, "constants", inputs, outputs, tensors)
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    return ir.from_proto(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    )
+
+
+def ops_of(model):
+    return Counter(node.op_type for node in model.graph)
+
+
+def packed(arrays):
+    model = model_of(arrays)
+    outcome = Pack().run(model, NullContext())
+    assert outcome.stats["constants"] == len(arrays)
+    return model, outcome
+
+
+def file_bytes(model):
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    return proto.ByteSize()
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_constants_of_one_kind_are_decoded_at_once_bit_for_bit(name, tmp_path):
+    arrays = TOGETHER[name]
+    model, _ = packed(arrays)
+    assert ops_of(model)["Split"] == (2 if name.startswith("palettes") else 1)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    rows = {f"r{i}": np.arange(len(array)) for i, array in enumerate(arrays)}
+    for decoded, array in zip(session.run(None, rows), arrays, strict=True):
+        assert decoded.tobytes() == array.tobytes()
+    left = onnx.load(tmp_path / "optimized.onnx").graph.node
+    assert {node.op_type for node in left} == {"Gather"}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_unpack_restores_every_bit(name):
+    arrays = TOGETHER[name]
+    model, _ = packed(arrays)
+    assert restore_packed(model) == len(arrays)
+    assert ops_of(model) == {"Gather": len(arrays)}
+    for i, array in enumerate(arrays):
+        restored = model.graph.initializers[f"w{i}"].const_value.numpy()
+        assert restored.dtype == array.dtype
+        assert restored.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_together_they_take_fewer_bytes_as_counted(name, monkeypatch):
+    arrays = TOGETHER[name]
+    model, outcome = packed(arrays)
+    monkeypatch.setattr(together, "MOST_ELEMENTS", 0)
+    alone, outcome_alone = packed(arrays)
+    assert "Split" not in ops_of(alone)
+    assert file_bytes(model) < file_bytes(alone)
+    counted = outcome_alone.stats["bytes_after"] - outcome.stats["bytes_after"]
+    assert counted == pytest.approx(
+        file_bytes(alone) - file_bytes(model), abs=60 * len(arrays)
+    )
+
+
+def test_constants_of_other_values_stay_apart():
+    """In one palette each would take more bits."""
+    arrays = [of([-1, 0, 1], (64, 64)), of([-7, 0, 8], (64, 64))]
+    model, _ = packed([array.astype(np.int8) for array in arrays])
+    assert "Split" not in ops_of(model)
+
+
+def test_no_more_than_so_many_elements_are_decoded_at_once(monkeypatch):
+    monkeypatch.setattr(together, "MOST_TOGETHER", 10_000)
+    model, _ = packed([zeros((64, 64), 0.5) for _ in range(5)])
+    # two, two and one alone
+    assert ops_of(model)["Split"] == 2
+
+
+def test_tables_are_there_once():
+    arrays = [zeros((96, 96), 0.5), zeros((96, 96), 0.5, np.int8)]
+    ops = ops_of(packed(arrays)[0])
+    # two masks of different types, and the nodes of the tables once
+    assert (ops["Cast"], ops["Sub"], ops["ReduceSum"]) == (2, 1, 1)
