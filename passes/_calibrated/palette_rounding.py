@@ -1,4 +1,6 @@
-"""Weights brought onto palettes so that each layer's outputs stay: GPTQ with values for steps.
+"""Weights brought onto palettes so that each layer's outputs stay.
+
+First GPTQ with values for steps, then codes and values in turns, each the best for the other.
 
 Source: Frantar et al., GPTQ, ICLR 2023 (arXiv:2210.17323).
 """
@@ -13,11 +15,19 @@ from .._core.context import Context
 from .._core.edit import Edit
 from .._core.linear import LinearLayer
 from .._core.outcome import PassOutcome
-from .._quant.palettes import STORED, Palettes, StoredCodes, fitted
+from .._quant.palettes import STORED, StoredCodes, fitted
 from .compensation import compensated
 from .grid import values_of
 from .layers import Codes, Grams, PerChannel
-from .rounding import covariance, damped, decibels, fit_layers, output_error
+from .palette_descent import refined
+from .rounding import (
+    covariance,
+    damped,
+    decibels,
+    fit_layers,
+    output_error,
+    output_shift,
+)
 
 DAMP = 0.01
 """Share of its mean diagonal added to the diagonal of the inputs' Gram matrix, as in `gptq`."""
@@ -70,30 +80,33 @@ def _round(layer: LinearLayer, gram: Grams, bits: int) -> tuple[float, PerChanne
     """
     rows = layer.rows()
     bias = layer.bias_row()
-    hessian, _ = covariance(gram)
+    hessian, mean = covariance(gram)
     power = np.einsum("gkk->gk", hessian)
     importance = np.repeat(power, len(rows) // len(gram), axis=0)
     palettes = fitted(rows, bits, importance)
-    codes, moved = compensated(
+    steps = (rows / palettes.scales[:, None])[None, :, :]
+    plain = values_of(palettes.nearest(steps)[0], palettes.scales)
+    first, _ = compensated(
         rows,
         bias,
         gram,
         palettes.scales,
         palettes,
     )
-    scales = palettes.scales
-    steps = (rows / scales[:, None])[None, :, :]
-    plain = values_of(palettes.nearest(steps)[0], scales)
+    codes, scales = refined(rows, hessian, first, palettes)
+    difference = values_of(codes, scales) - rows
+    # the bias takes what the outputs would shift by
+    moved = bias - output_shift(difference, mean)
     before = output_error(plain - rows, np.zeros_like(bias), gram)
-    after = output_error(values_of(codes, scales) - rows, moved - bias, gram)
-    _store(layer, codes, palettes)
+    after = output_error(difference, moved - bias, gram)
+    _store(layer, codes, scales)
     return decibels(before, after), moved
 
 
-def _store(layer: LinearLayer, codes: Codes, palettes: Palettes) -> None:
-    layer.set_codes(codes, palettes.scales)
+def _store(layer: LinearLayer, codes: Codes, scales: PerChannel) -> None:
+    layer.set_codes(codes, scales)
     layer.tensor.meta[STORED] = StoredCodes(
         ir.Tensor(layer.restored(codes)),
-        palettes.scales,
+        scales,
         Layout.of(layer.shape, layer.channel_axis),
     )

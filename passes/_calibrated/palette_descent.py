@@ -1,0 +1,205 @@
+"""Codes and palettes of a layer in turns, each the best for the other, while outputs gain by it.
+
+    codes     coordinate descent: column by column the value that makes the outputs' error least
+    values    least squares: the palette that fits these codes best, in whole numbers
+    scales    least squares: one factor a channel
+
+Source: the alternation of Lloyd's algorithm, by the error of the layer's outputs; codes as in Nagel
+et al., Up or Down?, ICML 2020 (arXiv:2004.10568), section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._quant.palette_values import HIGHEST
+from .._quant.palettes import Palettes
+from .layers import Codes, PerChannel, Rows
+
+ROUNDS = 2
+"""Turns of codes, values and scales. Measured: two gain 0.4 to 0.6 dB, a third one 0.03 more."""
+
+BLOCK = 64
+"""Columns between two exact slopes: the rest of the weight follows by a matrix product."""
+
+RIDGE = 1e-6
+"""Share of its mean diagonal that makes the problem of a palette solvable: of a value that no code
+has it says nothing.
+"""
+
+Floats = NDArray[np.float32]
+
+
+def refined(
+    rows: Rows,
+    hessian: NDArray[np.float64],
+    codes: Codes,
+    palettes: Palettes,
+) -> tuple[Codes, PerChannel]:
+    """Improve codes and the palettes that they are from; weights of 0 keep their code.
+
+    Shapes: rows (M, K), hessian (groups, K, K), positive definite, codes (M, K) -> codes (M, K) of
+    as many values a channel, scales (M,). Channels that share a palette go on sharing it.
+    """
+    descent = _PaletteDescent(rows, hessian, codes, palettes)
+    for _ in range(ROUNDS):
+        descent.choose_codes()
+        descent.fit_values()
+        descent.fit_scales()
+    descent.choose_codes()
+    whole = descent.codes().astype(np.int8)
+    scales = descent.scales.astype(np.float64)
+    return whole.reshape(rows.shape), scales.reshape(-1)
+
+
+class _PaletteDescent:
+    """Weights as places in the palettes of their channels, (groups, channels, K), and the scales.
+
+    `values`: (groups, channels, count).
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        hessian: NDArray[np.float64],
+        codes: Codes,
+        palettes: Palettes,
+    ) -> None:
+        groups, width, _ = hessian.shape
+        self._hessian = hessian.astype(np.float32)
+        self._weights = rows.reshape(groups, -1, width).astype(np.float32)
+        self._is_zero = self._weights == 0
+        self._sharing = _sharing(palettes.values)
+        shape = self._weights.shape
+        values = palettes.values.reshape(*shape[:2], -1)
+        self._values = values.astype(np.float32)
+        self._places = _nearest_places(self._values, codes.reshape(shape))
+        self.scales = palettes.scales.reshape(shape[:2]).astype(np.float32)
+
+    def codes(self) -> Floats:
+        """The code of each weight: (groups, channels, K)."""
+        return np.take_along_axis(self._values, self._places, axis=2)
+
+    def choose_codes(self) -> None:
+        """Give each weight in turn the value that makes the error least, all channels at once."""
+        levels: Floats = self._values * self.scales[:, :, None]
+        chosen = np.take_along_axis(levels, self._places, axis=2)
+        width = self._weights.shape[2]
+        for start in range(0, width, BLOCK):
+            block = slice(start, min(start + BLOCK, width))
+            difference = chosen - self._weights
+            slope = np.asarray(difference @ self._hessian[:, :, block], np.float32)
+            self._choose_in_block(block, levels, chosen[:, :, block], slope)
+
+    def _choose_in_block(
+        self, block: slice, levels: Floats, chosen: Floats, slope: Floats
+    ) -> None:
+        """Choose the codes of some columns: `chosen` follows, and `slope`, half of the error's."""
+        inner = self._hessian[:, block, block]
+        places = self._places[:, :, block]
+        is_zero = self._is_zero[:, :, block]
+        for column in range(slope.shape[2]):
+            now = chosen[:, :, column]
+            curvature = inner[:, column, column, None]
+            # the error is quadratic: the value nearest to where its slope is 0
+            wanted = now - slope[:, :, column] / curvature
+            nearest = _nearest_places(levels, wanted[:, :, None])[:, :, 0]
+            place = np.where(is_zero[:, :, column], places[:, :, column], nearest)
+            new = np.take_along_axis(levels, place[:, :, None], axis=2)
+            moves = new - now[:, :, None]
+            places[:, :, column] = place
+            chosen[:, :, column] = new[:, :, 0]
+            slope += moves * inner[:, None, column]
+
+    def fit_values(self) -> None:
+        """Fit palettes to their codes: in whole numbers within reach, where that is better."""
+        count = self._values.shape[2]
+        squares, products = self._normal_equations()
+        together = (-1, self._sharing)
+        square = squares.reshape(*together, count, count).sum(axis=1)
+        product = products.reshape(*together, count).sum(axis=1)
+        old = self._values.reshape(*together, count)[:, 0]
+        fitted = _solved(square, product, old)
+        whole = np.clip(np.rint(fitted), -HIGHEST, HIGHEST)
+        before = self._errors()
+        former = self._values
+        shared = np.repeat(whole, self._sharing, axis=0)
+        self._values = shared.reshape(former.shape).astype(np.float32)
+        gains = (before - self._errors()).reshape(together).sum(axis=1)
+        is_better = np.repeat(gains > 0, self._sharing)
+        by_channel = is_better.reshape(*former.shape[:2], 1)
+        self._values = np.where(by_channel, self._values, former)
+
+    def _normal_equations(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Squares (groups, channels, count, count) and products (groups, channels, count)."""
+        groups, channels, count = self._values.shape
+        squares = np.zeros((groups, channels, count, count))
+        products = np.zeros((groups, channels, count))
+        wanted = self._weights @ self._hessian
+        choices = np.eye(count, dtype=np.float32)
+        for channel in range(channels):
+            used = (
+                choices[self._places[:, channel]] * self.scales[:, channel, None, None]
+            )
+            across = used.transpose(0, 2, 1)
+            squares[:, channel] = across @ self._hessian @ used
+            products[:, channel] = (across @ wanted[:, channel, :, None])[..., 0]
+        return squares, products
+
+    def fit_scales(self) -> None:
+        """Fit the scale of each channel to its codes."""
+        codes = self.codes()
+        weighted = codes @ self._hessian
+        power = (weighted * codes).sum(axis=2)
+        product = (weighted * self._weights).sum(axis=2)
+        # a scale is positive
+        is_usable = (power > 0) & (product > 0)
+        divisor = np.where(is_usable, power, 1)
+        self.scales = np.where(is_usable, product / divisor, self.scales)
+
+    def _errors(self) -> Floats:
+        """Error of each output channel: (groups, channels)."""
+        difference = self.codes() * self.scales[:, :, None] - self._weights
+        weighted = difference @ self._hessian
+        return np.asarray((weighted * difference).sum(axis=2))
+
+
+def _nearest_places(values: Floats, numbers: NDArray[Any]) -> NDArray[np.intp]:
+    """Places of the nearest values: (…, count) and (…, n) -> (…, n)."""
+    distances = np.abs(values[..., None, :] - numbers[..., None])
+    return np.asarray(distances.argmin(axis=-1))
+
+
+def _sharing(values: Codes) -> int:
+    """Number of neighbouring channels that have a palette in common: (channels, count)."""
+    channels, count = values.shape
+    for sharing in range(channels, 1, -1):
+        if channels % sharing:
+            continue
+        together = values.reshape(-1, sharing, count)
+        if (together == together[:, :1]).all():
+            return sharing
+    return 1
+
+
+def _solved(
+    square: NDArray[np.float64], product: NDArray[np.float64], old: Floats
+) -> NDArray[np.float64]:
+    """Solutions (n, count) of n palettes; their zeros, which pruned weights have, stay."""
+    diagonal = np.einsum("nii->ni", square)
+    mean = diagonal.mean(axis=1, keepdims=True)
+    ridge = RIDGE * np.where(mean > 0, mean, 1)
+    # towards the old value, which one without codes keeps
+    diagonal += ridge
+    product = product + ridge * old
+    is_fixed = old == 0
+    free = ~is_fixed
+    square = square * free[:, :, None] * free[:, None, :]
+    diagonal = np.einsum("nii->ni", square)
+    diagonal += is_fixed
+    right = np.where(is_fixed, 0, product)
+    solution = np.linalg.solve(square, right[:, :, None])
+    return np.asarray(solution[:, :, 0])
