@@ -183,10 +183,12 @@ class RecipeSearch:
         return [known[each.recipe] for each in proposals]
 
     def _try_templates(self, found: Searched, templates: Sequence[str]) -> None:
-        """Pipelines from gentle to harsh, as long as each is within the budget, or all of them."""
-        for template in templates:
-            # something is tried even where there is no time at all
-            if found.trials and self._is_late(found):
+        """Pipelines from gentle to harsh, as long as each is within the budget, or all of them.
+
+        The first in any case: what one would take without a search.
+        """
+        for number, template in enumerate(templates):
+            if number and self._is_late(found):
                 return
             (trial,) = self._tried(found, [template])
             if self.plan.tries_all:
