@@ -260,18 +260,22 @@ def test_kinds_of_recipes_that_lose_less_than_predicted_win_in_the_end(monkeypat
     assert "prune" in best.recipe
 
 
-def test_a_search_without_time_has_tried_something(monkeypatch):
+def test_a_search_without_time_has_tried_the_gentlest_of_each_sort(monkeypatch):
     monkeypatch.setattr(search_module, "MOST_ROUNDS", 4)
     found = Searched()
     goal = Goal("size", max_drop=0.25)
     family = MenuRecipes([FoundMenu("", 0.0, MENU, {})])
-    templates = ("simplify, quant(layers=[a=palette:4]), strip",)
+    templates = (
+        "simplify, quant(layers=[a=palette:5]), strip",
+        "simplify, quant(layers=[a=palette:4]), strip",
+    )
     search = RecipeSearch(
         goal, SearchPlan(family, templates), None, MadeUp(), -math.inf
     )
     search.run(found)
-    # no template of those that are left
-    assert len(found.trials) == 1
+    # of the family, and of the templates
+    assert len(found.trials) == 2
+    assert found.trials[1].recipe == templates[0]
     assert found.is_cut_short
 
 
