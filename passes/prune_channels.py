@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -237,6 +237,14 @@ class PruneChannels(Pass):
     def has_parts(cls) -> bool:
         """False: `exclude` is of groups of channels, and the pass runs its results itself."""
         return False
+
+    def milder(self) -> PruneChannels | None:
+        """The pass without an amount of its own: only what the outputs bear goes."""
+        if self._is_automatic:
+            return None
+        changes: dict[str, Any] = dict.fromkeys(AIMS)
+        changes |= {"ratio": AUTO, "scope": "layer"}
+        return replace(self, **changes)
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         keep_batchnorm = self.importance == "bn-scale"

@@ -66,6 +66,16 @@ def test_a_worthless_result_is_not_written_and_says_what_lost_it(net, out, data)
     assert account["output_path"] is None
 
 
+def test_channels_that_were_too_many_are_left_to_what_the_outputs_bear(net, out):
+    """Layers of other widths than before cannot be compared, and none is named."""
+    with pytest.raises(CheckError) as raised:
+        optimize(net, "simplify, prune-channels(ratio=0.9)", out=out, bench=False)
+    assert "most was lost by prune-channels" in raised.value.problem
+    assert "; --passes 'simplify, prune-channels' takes less" in raised.value.fix
+    result = optimize(net, "simplify, prune-channels", out=out, bench=False)
+    assert result.drift["sqnr_db"] > 12
+
+
 def test_the_line_that_it_gives_helps(net, out):
     with pytest.raises(CheckError) as raised:
         optimize(net, WORTHLESS, out=out, bench=False)

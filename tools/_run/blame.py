@@ -35,12 +35,14 @@ class Blame:
     """Pass and layers that lost most, as far as they are known.
 
     `pass_`: the first pass after which the outputs keep less than `BROKEN` dB. `layers`: its worst
-    ones. `instead`: the pipeline that spares them; None where no pass can.
+    ones. `instead`: the pipeline that spares them, or takes the pass in its milder form where they
+    are not known; None where no pass can. `spares`: the former.
     """
 
     pass_: str | None
     layers: tuple[str, ...] = ()
     instead: Pipeline | None = None
+    spares: bool = True
 
     @property
     def words(self) -> str:
@@ -58,7 +60,8 @@ class Blame:
         remedy = "choose gentler passes, or win it back by finetune"
         if self.instead is not None:
             text = shlex.quote(str(self.instead))
-            remedy += f"; --passes {text} spares the worst layers"
+            gain = "spares the worst layers" if self.spares else "takes less"
+            remedy += f"; --passes {text} {gain}"
         return remedy
 
 
@@ -82,7 +85,21 @@ def blame(
     for loss in worst:
         spared = next_pipeline(instead or run.settings.pipeline, [loss])
         instead = spared or instead
-    return Blame(guilty, layers, instead)
+    if instead is not None or guilty is None:
+        return Blame(guilty, layers, instead)
+    milder = _with_milder(run.settings.pipeline, guilty)
+    return Blame(guilty, layers, milder, spares=False)
+
+
+def _with_milder(pipeline: Pipeline, name: str) -> Pipeline | None:
+    """The pipeline with a pass of that name in its milder form; None where it has none."""
+    passes = list(pipeline.passes)
+    for index, pass_ in enumerate(passes):
+        milder = pass_.milder() if pass_.name == name else None
+        if milder is not None:
+            passes[index] = milder
+            return Pipeline(tuple(passes))
+    return None
 
 
 def few_losses(
