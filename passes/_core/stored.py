@@ -44,13 +44,27 @@ class StoredConstant:
         return self.value.dtype not in NOT_PARAMETERS
 
 
+@dataclass(frozen=True)
+class _Share:
+    """A tensor, of which a part is stored for a constant."""
+
+    tensor: ir.TensorProtocol
+    part: float
+
+    @property
+    def nbytes(self) -> float:
+        return int(self.tensor.nbytes) * self.part
+
+
 def stored_constants(model: ir.Model) -> list[StoredConstant]:
     """Every constant that is read at run time, in graph order; not those that only make others.
 
-    A tensor that several are made of counts for the first.
+    A tensor that several are made of counts for the first; of one that is split into them each has
+    its share.
     """
-    made = made_of_constants(model)
-    told: set[ir.Value] = set()
+    account = _Account(made_of_constants(model))
+    made = account.made
+    told = account.told
     found: list[StoredConstant] = []
     for node in all_nodes(model):
         if any(value in made for value in node.outputs):
@@ -59,8 +73,7 @@ def stored_constants(model: ir.Model) -> list[StoredConstant]:
             if value is None or value in told:
                 continue
             if value in made or value.const_value is not None:
-                stored = _stored(value, made, told)
-                found.append(stored)
+                found.append(account.stored(value))
     return found
 
 
@@ -73,39 +86,73 @@ def bits_by_count(constants: Iterable[StoredConstant]) -> dict[str, int]:
     return {str(bits): counts[bits] for bits in sorted(counts)}
 
 
-def _stored(
-    value: ir.Value, made: Collection[ir.Value], told: set[ir.Value]
-) -> StoredConstant:
-    """Account of a constant: tensors that it is made of, but those `told` of before."""
-    name = _encoded_name(value)
-    tensors: list[ir.TensorProtocol] = []
-    waiting = [value]
-    while waiting:
-        part = waiting.pop()
-        if part in told:
-            continue
-        told.add(part)
-        name = float_weight(part) or name
-        tensor = _tensor_of(part)
-        if tensor is not None:
-            tensors.append(tensor)
-        elif part in made:
+class _Account:
+    """Tensors that constants are made of, each told of once.
+
+    `made`: values that nodes make of constants. `told`: values that were come across.
+    """
+
+    def __init__(self, made: Collection[ir.Value]) -> None:
+        self.made = made
+        self.told: set[ir.Value] = set()
+        self._behind: dict[ir.Node, list[_Share]] = {}
+
+    def stored(self, value: ir.Value) -> StoredConstant:
+        """Tell of a constant: of the tensors that it is made of, but those told of before."""
+        shares, name = self._shares([value])
+        nbytes = round(sum(each.nbytes for each in shares))
+        if value.dtype not in NOT_PARAMETERS:
+            # axes and shapes beside them say nothing of a weight's width
+            shares = [
+                each for each in shares if each.tensor.dtype not in NOT_PARAMETERS
+            ]
+        whole = [each.tensor for each in shares if each.part == 1]
+        largest = max(whole, key=lambda tensor: tensor.nbytes, default=None)
+        elements = _elements(value, largest)
+        bits = 0
+        if largest is not None and largest.size == elements:
+            # of codes the width, without the scales beside them
+            bits = largest.dtype.bitwidth if largest.dtype != ir.DataType.STRING else 0
+        elif elements:
+            bits = round(8 * sum(each.nbytes for each in shares) / elements)
+        encoded = name or _encoded_name(value)
+        return StoredConstant(value, encoded, elements, nbytes, bits)
+
+    def _shares(self, values: Iterable[ir.Value]) -> tuple[list[_Share], str]:
+        """Tensors behind values, and the name of a float weight that these encode, if any."""
+        found: list[_Share] = []
+        name = ""
+        waiting = list(values)
+        while waiting:
+            part = waiting.pop()
+            if part in self.told:
+                continue
+            self.told.add(part)
+            name = float_weight(part) or name
+            tensor = _tensor_of(part)
             producer = part.producer()
-            assert producer is not None
-            waiting += [each for each in producer.inputs if each is not None]
-    nbytes = sum(int(tensor.nbytes) for tensor in tensors)
-    if value.dtype not in NOT_PARAMETERS:
-        # axes and shapes beside them say nothing of a weight's width
-        tensors = [each for each in tensors if each.dtype not in NOT_PARAMETERS]
-    largest = max(tensors, key=lambda tensor: tensor.nbytes, default=None)
-    elements = _elements(value, largest)
-    bits = 0
-    if largest is not None and largest.size == elements:
-        # of codes the width, without the scales beside them
-        bits = largest.dtype.bitwidth if largest.dtype != ir.DataType.STRING else 0
-    elif elements:
-        bits = round(8 * sum(int(tensor.nbytes) for tensor in tensors) / elements)
-    return StoredConstant(value, name, elements, nbytes, bits)
+            if tensor is not None:
+                found.append(_Share(tensor, 1))
+            elif part in self.made and producer is not None:
+                if producer.op_type == "Split":
+                    found += self._piece(part, producer)
+                else:
+                    waiting += [each for each in producer.inputs if each is not None]
+        return found, name
+
+    def _piece(self, piece: ir.Value, split: ir.Node) -> list[_Share]:
+        """What of the tensors behind a Split is stored for one of its pieces."""
+        if split not in self._behind:
+            inputs = [each for each in split.inputs if each is not None]
+            self._behind[split], _ = self._shares(inputs)
+        sizes = ints_of(split.inputs[1]) if len(split.inputs) > 1 else None
+        count = len(split.outputs)
+        # without sizes all pieces are alike
+        part = 1 / count
+        total = sum(sizes or [])
+        if sizes is not None and total:
+            part = sizes[split.outputs.index(piece)] / total
+        return [_Share(each.tensor, each.part * part) for each in self._behind[split]]
 
 
 def _encoded_name(value: ir.Value) -> str:

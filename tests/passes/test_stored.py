@@ -98,3 +98,31 @@ def test_packed_weights_count_as_elements_without_any_shape():
             made.shape = None
     # an index of 4 bits, and 16 values for each channel
     assert bits_by_count(stored_constants(model)) == {"4": 512 * 40}
+
+
+def test_of_what_is_packed_together_each_has_its_share():
+    model = model_of(
+        """
+        <ir_version: 10, opset_import: ["" : 21]>
+        two (float[n, 64] x, float[64, 64] v, float[64, 128] w) => (float[n, 128] y)
+        { h = MatMul (x, v)  y = MatMul (h, w) }
+        """
+    )
+    random = np.random.default_rng(0)
+    for name, width in (("w", 128), ("v", 64)):
+        weight = random.choice(np.float32([-2, 0, 5]), (64, width))
+        value = model.graph.inputs.pop()
+        value.const_value = ir.Tensor(weight, name=name)
+        model.graph.register_initializer(value)
+    Pack().run(model, NullContext())
+    assert "Split" in [node.op_type for node in model.graph]
+    found = {each.name: each for each in stored_constants(model)}
+    # five digits a byte
+    assert [found[name].bits for name in "vw"] == [2, 2]
+    sizes = [found[name].nbytes for name in "vw"]
+    assert sizes[0] == pytest.approx(64 * 64 / 5, rel=0.1)
+    assert sizes[1] == pytest.approx(64 * 128 / 5, rel=0.1)
+    stored = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values()
+    )
+    assert sum(sizes) == pytest.approx(stored, abs=2)
