@@ -141,7 +141,7 @@ class _Account:
         return found, name
 
     def _piece(self, piece: ir.Value, split: ir.Node) -> list[_Share]:
-        """What of the tensors behind a Split is stored for one of its pieces."""
+        """Shares of the tensors behind a Split that are stored for one of its pieces."""
         if split not in self._behind:
             inputs = [each for each in split.inputs if each is not None]
             self._behind[split], _ = self._shares(inputs)
