@@ -20,8 +20,9 @@ from onnx_opt.tools._tune.knapsack import cheapest
 from onnx_opt.tools._tune.lab import open_lab
 from onnx_opt.tools._tune.layer_times import (
     LayerTimes,
+    Shared,
     _border_times,
-    _edges,
+    _borders,
     layer_times,
 )
 from onnx_opt.tools._tune.plans import SearchPlan
@@ -92,42 +93,54 @@ def test_a_mixture_takes_its_layers_and_its_borders():
             DEFAULT_FORM: {"a": 1.0, "b": 2.0, "c": 3.0},
         },
         0.5,
-        {("a", "b"): 0.25, ("b", "c"): 0.125},
+        {("a", "b"): 0.25, ("a", "b", "c"): 0.125},
     )
     assert times.of({}) == 6.5
     assert times.of(dict.fromkeys("abc", FLOAT)) == 15.5
+    # once, whether one of three differs or two
     assert times.of({"b": FLOAT}) == 6.5 + 3.0 + 0.25 + 0.125
     assert times.of({"c": FLOAT}) == 6.5 + 4.0 + 0.125
+    assert times.of({"a": FLOAT, "b": FLOAT}) == 6.5 + 2.0 + 3.0 + 0.125
 
 
 def test_border_times_explain_what_layers_do_not():
-    edges = {("a", "b"): 100, ("b", "c"): 300, ("a", "c"): 50}
+    borders = {
+        ("a", "b"): Shared(100, 0),
+        ("b", "c"): Shared(300, 40),
+        ("a", "c", "d"): Shared(50, 90),
+    }
     mixtures = [["a", "c"], ["a"]]
-    each, by_element = 0.5, 0.01
-    beyond = [2 * each + 400 * by_element, 2 * each + 150 * by_element]
-    found = _border_times(edges, mixtures, beyond)
-    told = {edge: each + by_element * count for edge, count in edges.items()}
+    by_passed, by_joined = 0.5, 0.01
+    beyond = [450 * by_passed + 130 * by_joined, 150 * by_passed + 90 * by_joined]
+    found = _border_times(borders, mixtures, beyond)
+    told = {
+        border: by_passed * shared.passed + by_joined * shared.joined
+        for border, shared in borders.items()
+    }
     assert found == pytest.approx(told)
 
 
 def test_border_times_are_never_negative():
-    found = _border_times({("a", "b"): 100}, [["a"], ["b"]], [-1.0, -0.5])
+    borders = {("a", "b"): Shared(100, 0)}
+    found = _border_times(borders, [["a"], ["b"]], [-1.0, -0.5])
     assert found == {("a", "b"): 0.0}
 
 
-def test_edges_tell_what_layers_hand_on(residual):
+def test_borders_tell_what_layers_have_in_common(residual):
     path, _ = residual
-    edges = _edges(ir.load(path))
     elements = 8 * 32 * 32
-    assert edges[("w1", "w2")] == elements
-    assert edges[("w2", "w3")] == elements
+    # the last sum joins what the second and the third convolution give, and is the second's
+    assert _borders(ir.load(path)) == {
+        ("w1", "w2"): Shared(elements, 0),
+        ("w2", "w3"): Shared(2 * elements, elements),
+    }
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.1, 0.2, 0.3, 0.45, 0.6])
 def test_choices_with_borders_are_the_best_of_all(limit):
     losses = {"a": 0.1, "b": 0.2, "c": 0.3}
     saved = {"a": 1.0, "b": 1.1, "c": 0.4}
-    borders = {("a", "b"): 0.7, ("b", "c"): 0.3, ("a", "c"): 0.2}
+    borders = {("a", "b"): 0.7, ("b", "c"): 0.3, ("a", "c"): 0.2, ("a", "b", "c"): 0.1}
     menu = {
         name: [
             FormChoice(FLOAT, 0.0, 2.0),
@@ -138,9 +151,9 @@ def test_choices_with_borders_are_the_best_of_all(limit):
 
     def cost(picks):
         total = sum(each.cost for each in picks.values())
-        for (first, second), border in borders.items():
-            if picks[first].form != picks[second].form:
-                total += border
+        for border, time in borders.items():
+            if len({picks[name].form for name in border}) > 1:
+                total += time
         return total
 
     every = []

@@ -28,8 +28,11 @@ Menu = Mapping[str, Sequence[FormChoice]]
 Picks = dict[str, FormChoice]
 """One choice for each weight."""
 
-Borders = Mapping[tuple[str, str], float]
-"""Cost of two weights of which one stays float and the other does not."""
+Border = tuple[str, ...]
+"""Weights of layers that have a value or a node in common."""
+
+Borders = Mapping[Border, float]
+"""Costs of weights of which some stay float and others do not."""
 
 
 def without_dominated(choices: Sequence[FormChoice]) -> list[FormChoice]:

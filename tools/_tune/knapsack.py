@@ -6,6 +6,7 @@ Source of the solver: HiGHS (Huangfu and Hall, 2018), by scipy.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ def cheapest(
 ) -> Picks | None:
     """The choices of least cost whose losses add up to at most `most_loss`; None: there are none.
 
-    `borders`: costs that pairs of choices add.
+    `borders`: costs of weights whose choices are not all of one form.
     """
     every = _MenuColumns.of(menu)
     losses = np.array([choice.loss for choice in every.choices])
@@ -77,7 +78,7 @@ def _solved(
     """One choice for each weight, of the least sum of one figure within a limit to the other's."""
     # here, not above: scipy takes half a second to load
     from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array, hstack, identity, vstack
+    from scipy.sparse import csr_array, hstack, vstack
 
     count = len(every.choices)
     if not count:
@@ -91,10 +92,8 @@ def _solved(
         LinearConstraint(csr_array(limited[None] / scale), -np.inf, 1),
     ]
     whole = np.ones(count)
-    differences, border_costs = _borders_of(every, borders)
+    differences, marks, border_costs = _borders_of(every, borders)
     if len(border_costs):
-        # one more variable for each border, of 1 where the forms of its weights differ
-        marks = csr_array(identity(len(border_costs)))
         no_marks = csr_array((len(every.names) + 1, len(border_costs)))
         both = vstack([each.A for each in constraints])
         lows = np.concatenate([np.ones(len(every.names)), [-np.inf]])
@@ -122,26 +121,36 @@ def _solved(
     return {every.names[every.owners[index]]: every.choices[index] for index in picked}
 
 
-def _borders_of(every: _MenuColumns, borders: Borders) -> tuple[csr_array, Vector]:
-    """For each border a row that tells whether its first weight is float and its second is not.
+def _borders_of(
+    every: _MenuColumns, borders: Borders
+) -> tuple[csr_array, csr_array, Vector]:
+    """Rows that tell for neighbours in a border whether only one is float, and the borders' costs.
 
-    Returned as 1, 0 or -1 by the choices (borders, choices), with the costs of the borders.
+    Returned: 1, 0 or -1 by the choices (neighbours, choices); the border of each row, which has a
+    variable of its own, 1 where its weights are of both forms, (neighbours, borders); the costs.
     """
-    from scipy.sparse import lil_array
+    from scipy.sparse import csr_array, lil_array
 
     floats = {}
     for index, choice in enumerate(every.choices):
         if choice.form == FLOAT:
             floats[every.names[every.owners[index]]] = index
     # a weight without a choice never differs from what its neighbours were measured with
-    told = [edge for edge in borders if floats.keys() & set(edge)]
-    rows = lil_array((max(len(told), 1), len(every.choices)))
-    for row, (first, second) in enumerate(told):
+    told = [border for border in borders if floats.keys() & set(border)]
+    neighbours = []
+    for number, border in enumerate(told):
+        neighbours += [(number, pair) for pair in itertools.pairwise(border)]
+    rows = lil_array((max(len(neighbours), 1), len(every.choices)))
+    for row, (_, (first, second)) in enumerate(neighbours):
         if first in floats:
             rows[row, floats[first]] -= 1
         if second in floats:
             rows[row, floats[second]] += 1
-    return rows.tocsr(), np.array([borders[edge] for edge in told], float)
+    ones = np.ones(len(neighbours))
+    places = (np.arange(len(neighbours)), [number for number, _ in neighbours])
+    marks = csr_array((ones, places), shape=(len(neighbours), len(told)))
+    costs = np.array([borders[border] for border in told], float)
+    return rows.tocsr(), marks, costs
 
 
 @contextlib.contextmanager

@@ -2,23 +2,25 @@
 
 Times of layers come from ONNX Runtime's profile of the model in either form. Where a float layer
 and one of integers meet, the values between them are converted and laid out anew: what that takes
-is found on models in which some layers stay float, every other one or half of them by lot.
+is found on models in which some layers stay float, every other one, or some of them by lot.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from ...passes._core.weights import weights_of
 from ...runtime.kernel_times import Profile
-from .choices import FLOAT
-from .kernel_owners import kernel_owners, owners_of, with_names
+from .choices import FLOAT, Border, Borders
+from .kernel_owners import Owners, kernel_owners, owners_of, with_names
 from .lab import Lab, Made
 from .recipe import DEFAULT_FORM, quant_text
 from .swaps import comparable
@@ -29,8 +31,17 @@ SEED = 1
 Times = Mapping[str, float]
 """Time of a layer in ms, by the name of its weight."""
 
-Edge = tuple[str, str]
-"""Weights of two layers of which the second reads what the first gives."""
+
+class Shared(NamedTuple):
+    """Elements that layers have in common.
+
+    `passed`: of values that one of them makes and others read, which are converted once for all
+    readers of the other form. `joined`: of what nodes make of values of several of them, as sums
+    do: such a node runs on integers only where all of these are.
+    """
+
+    passed: int
+    joined: int
 
 
 @dataclass(frozen=True)
@@ -38,12 +49,12 @@ class LayerTimes:
     """Times by which that of a mixture of forms is told.
 
     `forms`: times of layers by form. `rest_ms`: of all that belongs to no layer. `borders`: time in
-    ms that an edge takes where its layers are of different forms.
+    ms that layers take more where some are float and others are not.
     """
 
     forms: Mapping[str, Times]
     rest_ms: float
-    borders: Mapping[Edge, float]
+    borders: Borders
 
     def of(self, picked: Mapping[str, str]) -> float:
         """Time in ms of the model whose weights have these forms; the others have 8 bits."""
@@ -51,10 +62,9 @@ class LayerTimes:
         for weight, time in self.forms[DEFAULT_FORM].items():
             form = picked.get(weight, DEFAULT_FORM)
             total += self.forms[form].get(weight, time)
-        for (first, second), time in self.borders.items():
-            before = picked.get(first, DEFAULT_FORM)
-            behind = picked.get(second, DEFAULT_FORM)
-            if before != behind:
+        for border, time in self.borders.items():
+            forms = {picked.get(weight, DEFAULT_FORM) for weight in border}
+            if len(forms) > 1:
                 total += time
         return total
 
@@ -81,7 +91,7 @@ def layer_times(lab: Lab, eight_bits: Made) -> LayerTimes:
         told = without_borders.of(dict.fromkeys(mixture, FLOAT))
         beyond.append(profile.latency_ms - told)
     borders = _border_times(
-        _edges(whole),
+        _borders(whole),
         mixtures,
         beyond,
     )
@@ -100,14 +110,16 @@ def _mixtures(weights: Sequence[str]) -> list[list[str]]:
     """Weights that stay float in each of the models that tell of borders.
 
     Every other layer in the order of the graph is between two of the other form, but sums of a
-    residual network then join layers of one form: halves drawn by lot have borders there, too.
+    residual network then join layers of one form: halves and thirds drawn by lot have borders
+    there, too.
     """
     draw = random.Random(SEED)
-    half = len(weights) // 2
-    every_other = list(weights[::2])
-    first = draw.sample(weights, half)
-    second = draw.sample(weights, half)
-    return [every_other, first, second]
+    count = len(weights)
+    drawn = [
+        draw.sample(weights, size)
+        for size in (count // 2, count // 2, count // 3, count // 3)
+    ]
+    return [list(weights[::2]), *drawn]
 
 
 def _by_weight(
@@ -126,22 +138,31 @@ def _by_weight(
     return times, rest
 
 
-def _edges(whole: ir.Model) -> dict[Edge, int]:
-    """Elements of the largest value that one layer hands to another."""
+def _borders(whole: ir.Model) -> dict[Border, Shared]:
+    """Layers that have values or nodes in common, by their weights."""
     owners = owners_of(whole, whole)
-    found: dict[Edge, int] = {}
+    passed = Counter[Border]()
+    joined = Counter[Border]()
     for node in whole.graph:
+        makers = [value for value in node.inputs if value is not None]
+        together = _border(makers, owners)
+        joined[together] += _elements(node.outputs[0])
         for value in node.outputs:
-            first = owners.get(value.name or "")
-            elements = _elements(value)
-            for use in value.uses():
-                reader = use.node.outputs[0]
-                second = owners.get(reader.name or "")
-                if first is None or second is None or first == second:
-                    continue
-                edge = (first, second)
-                found[edge] = max(found.get(edge, 0), elements)
-    return found
+            readers = [use.node.outputs[0] for use in value.uses()]
+            apart = _border([value, *readers], owners)
+            passed[apart] += _elements(value)
+    every = dict.fromkeys([*passed, *joined])
+    return {
+        border: Shared(passed[border], joined[border])
+        for border in every
+        if len(border) > 1
+    }
+
+
+def _border(values: Iterable[ir.Value], owners: Owners) -> Border:
+    """The different owners of values, sorted; those that none owns are left out."""
+    found = {owners.get(value.name or "") for value in values}
+    return tuple(sorted(owner for owner in found if owner is not None))
 
 
 def _elements(value: ir.Value) -> int:
@@ -152,11 +173,11 @@ def _elements(value: ir.Value) -> int:
 
 
 def _border_times(
-    edges: Mapping[Edge, int],
+    borders: Mapping[Border, Shared],
     mixtures: Sequence[Collection[str]],
     beyond: Sequence[float],
-) -> dict[Edge, float]:
-    """Time of each edge as a border: so much for each, and so much for each element.
+) -> dict[Border, float]:
+    """Time of each border: so much for an element that is passed, and for one that is joined.
 
     `beyond`: time of each mixture in ms that its layers do not explain. Neither part is negative.
     """
@@ -165,14 +186,18 @@ def _border_times(
 
     rows = []
     for mixture in mixtures:
-        crossed = [edge for edge in edges if _is_border(edge, mixture)]
-        elements = sum(edges[edge] for edge in crossed)
-        rows.append([float(len(crossed)), float(elements)])
+        crossed = [borders[each] for each in borders if _is_mixed(each, mixture)]
+        passed = sum(shared.passed for shared in crossed)
+        joined = sum(shared.joined for shared in crossed)
+        rows.append([float(passed), float(joined)])
     parts, _ = nnls(np.array(rows), np.array(beyond))
-    each, by_element = map(float, parts)
-    return {edge: each + by_element * count for edge, count in edges.items()}
+    by_passed, by_joined = map(float, parts)
+    return {
+        border: by_passed * shared.passed + by_joined * shared.joined
+        for border, shared in borders.items()
+    }
 
 
-def _is_border(edge: Edge, floats: Collection[str]) -> bool:
-    first, second = edge
-    return (first in floats) != (second in floats)
+def _is_mixed(border: Border, floats: Collection[str]) -> bool:
+    count = sum(weight in floats for weight in border)
+    return 0 < count < len(border)
