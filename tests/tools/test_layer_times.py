@@ -20,7 +20,7 @@ from onnx_opt.tools._tune.knapsack import cheapest
 from onnx_opt.tools._tune.lab import open_lab
 from onnx_opt.tools._tune.layer_times import (
     LayerTimes,
-    Shared,
+    InCommon,
     _border_times,
     _borders,
     layer_times,
@@ -105,9 +105,9 @@ def test_a_mixture_takes_its_layers_and_its_borders():
 
 def test_border_times_explain_what_layers_do_not():
     borders = {
-        ("a", "b"): Shared(100, 0),
-        ("b", "c"): Shared(300, 40),
-        ("a", "c", "d"): Shared(50, 90),
+        ("a", "b"): InCommon(100, 0),
+        ("b", "c"): InCommon(300, 40),
+        ("a", "c", "d"): InCommon(50, 90),
     }
     mixtures = [["a", "c"], ["a"]]
     by_passed, by_joined = 0.5, 0.01
@@ -121,7 +121,7 @@ def test_border_times_explain_what_layers_do_not():
 
 
 def test_border_times_are_never_negative():
-    borders = {("a", "b"): Shared(100, 0)}
+    borders = {("a", "b"): InCommon(100, 0)}
     found = _border_times(borders, [["a"], ["b"]], [-1.0, -0.5])
     assert found == {("a", "b"): 0.0}
 
@@ -131,8 +131,8 @@ def test_borders_tell_what_layers_have_in_common(residual):
     elements = 8 * 32 * 32
     # the last sum joins what the second and the third convolution give, and is the second's
     assert _borders(ir.load(path)) == {
-        ("w1", "w2"): Shared(elements, 0),
-        ("w2", "w3"): Shared(2 * elements, elements),
+        ("w1", "w2"): InCommon(elements, 0),
+        ("w2", "w3"): InCommon(2 * elements, elements),
     }
 
 

@@ -32,7 +32,7 @@ Times = Mapping[str, float]
 """Time of a layer in ms, by the name of its weight."""
 
 
-class Shared(NamedTuple):
+class InCommon(NamedTuple):
     """Elements that layers have in common.
 
     `passed`: of values that one of them makes and others read, which are converted once for all
@@ -138,7 +138,7 @@ def _by_weight(
     return times, rest
 
 
-def _borders(whole: ir.Model) -> dict[Border, Shared]:
+def _borders(whole: ir.Model) -> dict[Border, InCommon]:
     """Layers that have values or nodes in common, by their weights."""
     owners = owners_of(whole, whole)
     passed = Counter[Border]()
@@ -153,7 +153,7 @@ def _borders(whole: ir.Model) -> dict[Border, Shared]:
             passed[apart] += _elements(value)
     every = dict.fromkeys([*passed, *joined])
     return {
-        border: Shared(passed[border], joined[border])
+        border: InCommon(passed[border], joined[border])
         for border in every
         if len(border) > 1
     }
@@ -173,7 +173,7 @@ def _elements(value: ir.Value) -> int:
 
 
 def _border_times(
-    borders: Mapping[Border, Shared],
+    borders: Mapping[Border, InCommon],
     mixtures: Sequence[Collection[str]],
     beyond: Sequence[float],
 ) -> dict[Border, float]:
