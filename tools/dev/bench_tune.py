@@ -3,7 +3,8 @@
     python tools/dev/bench_tune.py [--models NAME …] [--minutes 15] [--objective size|latency]
 
 Budgets: 0.005 of top-1 and of Spearman, 0.01 of exact lines of OCR. Each uniform setting and the
-tuned model are judged on the half of the evaluation data that the search did not see.
+tuned model are judged on either half of the evaluation data: the one that the search sees, by which
+one would choose among settings, and the other one, that only the verdict sees.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import onnx_opt
 from bench_data import MODELS, BenchModel, source
 from live_table import show
 from onnx_opt import OnnxOptError
-from onnx_opt.runtime.feeds import open_feeds
-from onnx_opt.runtime.held_out import halves
+from onnx_opt.runtime.feeds import Feeds, open_feeds
+from onnx_opt.runtime.held_out import cut, halves
+from onnx_opt.runtime.metrics import METRIC_NAMES
 from onnx_opt.tools._run.figures import input_infos
 from onnx_opt.tools.tune import TuneResult
 
@@ -51,7 +53,8 @@ UNIFORM["latency"] = (
     "simplify, prune-channels(ratio=0.25), quant, strip",
 )
 
-Row = tuple[str, str, float, float | None, float | None]
+Row = tuple[str, str, float, float | None, float | None, float | None]
+"""Model, setting, share of the bytes, drops on the seen half and the unseen, latency."""
 
 
 def tuned(
@@ -77,18 +80,30 @@ def _metric(model: BenchModel) -> str | None:
     return source(model.metric)
 
 
-def uniform(model: BenchModel, passes: str) -> onnx_opt.Result:
-    """The model after a setting, judged on the half that the search does not see."""
+def parts_of(model: BenchModel) -> tuple[Feeds, Feeds]:
+    """The half of the evaluation data that a search sees, and that of its verdict."""
     infos = input_infos(onnx_opt.load(model.file))
     feeds = open_feeds(source(model.evaluation), infos, model.file.parent)
-    _, unseen = halves(feeds, 0)
-    return onnx_opt.optimize(
+    share_out = halves if _metric(model) in METRIC_NAMES else cut
+    return share_out(feeds, 0)
+
+
+def uniform(model: BenchModel, passes: str) -> tuple[onnx_opt.Result, float | None]:
+    """The model after a setting, judged on the unseen half, and its drop on the seen one."""
+    seen, unseen = parts_of(model)
+    metric = _metric(model)
+    result = onnx_opt.optimize(
         model.file,
         passes,
         data=source(model.calibration),
         eval_data=unseen,
-        metric=_metric(model),
+        metric=metric,
     )
+    if metric is None:
+        return result, None
+    before = onnx_opt.evaluate(model.file, seen, metric)
+    after = onnx_opt.evaluate(result.model, seen, metric)
+    return result, before - after
 
 
 def rows_of(model: BenchModel, minutes: float, objective: str) -> Iterator[Row]:
@@ -96,15 +111,15 @@ def rows_of(model: BenchModel, minutes: float, objective: str) -> Iterator[Row]:
     budget = BUDGETS[model.name]
     for passes in UNIFORM[objective]:
         try:
-            result = uniform(model, passes)
+            result, seen = uniform(model, passes)
         except OnnxOptError as error:
-            yield model.name, f"{passes}: {error.problem[:60]}", 1.0, None, None
+            yield model.name, f"{passes}: {error.problem[:60]}", 1.0, None, None, None
             continue
-        yield _row(model, passes, result)
+        yield _row(model, passes, result, seen)
     try:
         found = tuned(model, budget, minutes, objective)
     except OnnxOptError as error:
-        yield model.name, f"tune: {error.problem[:120]}", 1.0, None, None
+        yield model.name, f"tune: {error.problem[:120]}", 1.0, None, None, None
         return
     search = found.search
     minutes = search["seconds"] / 60
@@ -113,14 +128,16 @@ def rows_of(model: BenchModel, minutes: float, objective: str) -> Iterator[Row]:
         f"{minutes:.1f} minutes"
     )
     print(f"{model.name}: {search['recipe']}", flush=True)
-    yield _row(model, name, found)
+    yield _row(model, name, found, search["split"]["seen"]["drop"])
 
 
-def _row(model: BenchModel, name: str, result: onnx_opt.Result) -> Row:
+def _row(
+    model: BenchModel, name: str, result: onnx_opt.Result, seen: float | None
+) -> Row:
     size = (result.output.bytes or 0) / (result.input.bytes or 1)
     drop = None if result.metric is None else result.metric["drop"]
     ratio = None if result.latency is None else result.latency.median
-    return model.name, name, size, drop, ratio
+    return model.name, name, size, seen, drop, ratio
 
 
 def every_row(
@@ -130,9 +147,10 @@ def every_row(
     for model in MODELS:
         if model.name not in names or model.name not in BUDGETS:
             continue
-        for name, setting, size, drop, ratio in rows_of(model, minutes, objective):
-            figures = (f"{size:.4f}", _cell(drop, 4), _cell(ratio, 2))
-            yield name, setting, *figures
+        for row in rows_of(model, minutes, objective):
+            name, setting, size, seen, unseen, ratio = row
+            drops = (_cell(seen, 4), _cell(unseen, 4))
+            yield name, setting, f"{size:.4f}", *drops, _cell(ratio, 2)
 
 
 def _cell(value: float | None, digits: int) -> str:
@@ -146,7 +164,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--objective", choices=list(UNIFORM), default="size")
     asked = parser.parse_args()
-    columns = ("model", "setting", "size", "drop", "latency")
+    columns = ("model", "setting", "size", "drop, seen", "drop, unseen", "latency")
     rows = every_row(asked.models, asked.minutes, asked.objective)
     show(columns, rows)
 
