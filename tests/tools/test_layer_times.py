@@ -19,8 +19,8 @@ from onnx_opt.tools._tune.kernel_owners import kernel_owners, owners_of
 from onnx_opt.tools._tune.knapsack import cheapest
 from onnx_opt.tools._tune.lab import open_lab
 from onnx_opt.tools._tune.layer_times import (
-    LayerTimes,
     InCommon,
+    LayerTimes,
     _border_times,
     _borders,
     layer_times,
