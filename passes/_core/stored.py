@@ -63,17 +63,13 @@ def stored_constants(model: ir.Model) -> list[StoredConstant]:
     its share.
     """
     account = _Account(made_of_constants(model))
-    made = account.made
-    told = account.told
     found: list[StoredConstant] = []
     for node in all_nodes(model):
-        if any(value in made for value in node.outputs):
+        if account.makes_constants(node):
             continue
-        for value in node.inputs:
-            if value is None or value in told:
-                continue
-            if value in made or value.const_value is not None:
-                found.append(account.stored(value))
+        found += [
+            account.stored(value) for value in _inputs(node) if account.is_new(value)
+        ]
     return found
 
 
@@ -89,18 +85,28 @@ def bits_by_count(constants: Iterable[StoredConstant]) -> dict[str, int]:
 class _Account:
     """Tensors that constants are made of, each told of once.
 
-    `made`: values that nodes make of constants. `told`: values that were come across.
+    `made`: values that nodes make of constants.
     """
 
     def __init__(self, made: Collection[ir.Value]) -> None:
-        self.made = made
-        self.told: set[ir.Value] = set()
+        self._made = made
+        self._told: set[ir.Value] = set()
         self._behind: dict[ir.Node, list[_Share]] = {}
+
+    def makes_constants(self, node: ir.Node) -> bool:
+        """True for a node that only makes constants of others."""
+        return any(value in self._made for value in node.outputs)
+
+    def is_new(self, value: ir.Value) -> bool:
+        """True for a constant that was not told of."""
+        if value in self._told:
+            return False
+        return value in self._made or value.const_value is not None
 
     def stored(self, value: ir.Value) -> StoredConstant:
         """Tell of a constant: of the tensors that it is made of, but those told of before."""
         shares, name = self._shares([value])
-        nbytes = round(sum(each.nbytes for each in shares))
+        nbytes = _total(shares)
         if value.dtype not in NOT_PARAMETERS:
             # axes and shapes beside them say nothing of a weight's width
             shares = [
@@ -114,9 +120,15 @@ class _Account:
             # of codes the width, without the scales beside them
             bits = largest.dtype.bitwidth if largest.dtype != ir.DataType.STRING else 0
         elif elements:
-            bits = round(8 * sum(each.nbytes for each in shares) / elements)
+            bits = round(8 * _total(shares) / elements)
         encoded = name or _encoded_name(value)
-        return StoredConstant(value, encoded, elements, nbytes, bits)
+        return StoredConstant(
+            value,
+            encoded,
+            elements,
+            round(nbytes),
+            bits,
+        )
 
     def _shares(self, values: Iterable[ir.Value]) -> tuple[list[_Share], str]:
         """Tensors behind values, and the name of a float weight that these encode, if any."""
@@ -125,34 +137,52 @@ class _Account:
         waiting = list(values)
         while waiting:
             part = waiting.pop()
-            if part in self.told:
+            if part in self._told:
                 continue
-            self.told.add(part)
+            self._told.add(part)
             name = float_weight(part) or name
             tensor = _tensor_of(part)
-            producer = part.producer()
             if tensor is not None:
                 found.append(_Share(tensor, 1))
-            elif part in self.made and producer is not None:
-                if producer.op_type == "Split":
-                    found += self._piece(part, producer)
-                else:
-                    waiting += [each for each in producer.inputs if each is not None]
+                continue
+            producer = part.producer()
+            if producer is None or part not in self._made:
+                continue
+            if producer.op_type == "Split":
+                found += self._piece(part, producer)
+            else:
+                waiting += _inputs(producer)
         return found, name
 
     def _piece(self, piece: ir.Value, split: ir.Node) -> list[_Share]:
         """Shares of the tensors behind a Split that are stored for one of its pieces."""
         if split not in self._behind:
-            inputs = [each for each in split.inputs if each is not None]
-            self._behind[split], _ = self._shares(inputs)
-        sizes = ints_of(split.inputs[1]) if len(split.inputs) > 1 else None
-        count = len(split.outputs)
-        # without sizes all pieces are alike
-        part = 1 / count
-        total = sum(sizes or [])
-        if sizes is not None and total:
-            part = sizes[split.outputs.index(piece)] / total
-        return [_Share(each.tensor, each.part * part) for each in self._behind[split]]
+            behind, _ = self._shares(_inputs(split))
+            self._behind[split] = behind
+        part = _part_of_split(piece, split)
+        shares = []
+        for each in self._behind[split]:
+            own = part * each.part
+            shares.append(_Share(each.tensor, own))
+        return shares
+
+
+def _total(shares: Iterable[_Share]) -> float:
+    return sum(share.nbytes for share in shares)
+
+
+def _inputs(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.inputs if value is not None]
+
+
+def _part_of_split(piece: ir.Value, split: ir.Node) -> float:
+    """Part of what is split that a piece is; without known sizes all pieces are alike."""
+    count = len(split.outputs)
+    sizes = ints_of(split.inputs[1]) if len(split.inputs) > 1 else None
+    if sizes is None or not any(sizes):
+        return 1 / count
+    place = split.outputs.index(piece)
+    return sizes[place] / sum(sizes)
 
 
 def _encoded_name(value: ir.Value) -> str:

@@ -163,6 +163,7 @@ class Packer:
             return
         part = part_of(choice.content, choice.codec, Draft(self._likely))
         self._aside[part] = value
+        self._load_bytes += part.load_bytes
         self._likely.update(choice.draft.new_shared())
 
     def store_together(self) -> None:

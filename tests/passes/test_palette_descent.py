@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from onnx_opt.passes._calibrated import palette_descent
 from onnx_opt.passes._calibrated.palette_descent import refined
 from onnx_opt.passes._quant.palette_values import HIGHEST
 from onnx_opt.passes._quant.palettes import fitted
@@ -75,6 +76,42 @@ def test_channels_go_on_sharing_a_palette():
     codes, _ = refined(rows, hessian, nearest(rows, palettes), palettes)
     for start in (0, 4):
         assert len(np.unique(codes[start : start + 4])) <= 4
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e60])
+def test_inputs_of_any_size_are_fitted_alike(size):
+    """Their squares have no place in single precision."""
+    rows, hessian = problem(8, 48)
+    palettes = fitted(rows, 3)
+    codes = nearest(rows, palettes)
+    expected, scales = refined(rows, hessian, codes, palettes)
+    found, same = refined(rows, size * hessian, codes, palettes)
+    assert (found == expected).all()
+    assert np.allclose(same, scales)
+
+
+def test_an_input_that_is_silent_beside_others_does_no_harm():
+    rows, hessian = problem(8, 48)
+    hessian[:, 5] = 0
+    hessian[:, :, 5] = 0
+    hessian[:, 5, 5] = 1e-60
+    palettes = fitted(rows, 3)
+    codes, scales = refined(rows, hessian, nearest(rows, palettes), palettes)
+    assert np.isfinite(scales).all()
+    assert np.isfinite(error(rows, hessian, codes, scales))
+
+
+def test_palettes_of_very_large_layers_stay(monkeypatch):
+    monkeypatch.setattr(palette_descent, "MOST_PRODUCTS", 0)
+    rows, hessian = problem(16, 70)
+    palettes = fitted(rows, 3)
+    codes = nearest(rows, palettes)
+    better, scales = refined(rows, hessian, codes, palettes)
+    assert all(
+        set(row) <= set(own) for row, own in zip(better, palettes.values, strict=True)
+    )
+    before = error(rows, hessian, codes, palettes.scales)
+    assert error(rows, hessian, better, scales) < 0.8 * before
 
 
 def test_a_palette_that_few_codes_use_stays_finite():

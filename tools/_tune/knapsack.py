@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .choices import FLOAT, Borders, FormChoice, Menu, Picks
 
 if TYPE_CHECKING:
+    from scipy.optimize import LinearConstraint
     from scipy.sparse import csr_array
 
 MOST_SECONDS = 20.0
@@ -78,7 +79,7 @@ def _solved(
     """One choice for each weight, of the least sum of one figure within a limit to the other's."""
     # here, not above: scipy takes half a second to load
     from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array, hstack, vstack
+    from scipy.sparse import csr_array
 
     count = len(every.choices)
     if not count:
@@ -87,31 +88,23 @@ def _solved(
     one_each = csr_array(ones, shape=(len(every.names), count))
     # near 1: solvers take numbers below their tolerance for zero
     scale = max(limit, 1e-12)
-    constraints = [
-        LinearConstraint(one_each, 1, 1),
-        LinearConstraint(csr_array(limited[None] / scale), -np.inf, 1),
-    ]
-    whole = np.ones(count)
-    differences, marks, border_costs = _borders_of(every, borders)
-    if len(border_costs):
-        no_marks = csr_array((len(every.names) + 1, len(border_costs)))
-        both = vstack([each.A for each in constraints])
-        lows = np.concatenate([np.ones(len(every.names)), [-np.inf]])
-        both_ways = vstack(
-            [hstack([differences, marks]), hstack([-differences, marks])]
-        )
-        constraints = [
-            LinearConstraint(hstack([both, no_marks]), lows, 1),
-            LinearConstraint(both_ways, 0, np.inf),
-        ]
-        minimized = np.concatenate([minimized, border_costs])
-        whole = np.concatenate([whole, np.zeros(len(border_costs))])
-    largest = float(minimized.max()) or 1.0
+    within = csr_array(limited[None] / scale)
+    problem = _Problem(
+        minimized,
+        np.ones(count),
+        [
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(within, -np.inf, 1),
+        ],
+    )
+    if borders:
+        problem = _with_borders(problem, every, borders)
+    largest = float(problem.costs.max()) or 1.0
     with _own_stdout():
         found = milp(
-            minimized / largest,
-            constraints=constraints,
-            integrality=whole,
+            problem.costs / largest,
+            constraints=problem.constraints,
+            integrality=problem.whole,
             bounds=Bounds(0, 1),
             options={"time_limit": MOST_SECONDS, "mip_rel_gap": GAP},
         )
@@ -121,15 +114,50 @@ def _solved(
     return {every.names[every.owners[index]]: every.choices[index] for index in picked}
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """Costs of variables between 0 and 1, which are whole numbers, and their constraints."""
+
+    costs: Vector
+    whole: Vector
+    constraints: list[LinearConstraint]
+
+
+def _with_borders(problem: _Problem, every: _MenuColumns, borders: Borders) -> _Problem:
+    """The problem with a variable for each border: 1 where its weights are of both forms."""
+    from scipy.optimize import LinearConstraint
+    from scipy.sparse import csr_array, hstack
+
+    differences, marks, costs = _borders_of(every, borders)
+    if not costs.size:
+        return problem
+    constraints = []
+    for each in problem.constraints:
+        rows = each.A.shape[0]
+        without = csr_array((rows, costs.size))
+        matrix = hstack([each.A, without])
+        constraints.append(LinearConstraint(matrix, each.lb, each.ub))
+    # at least the difference of neighbours, whichever of them is float
+    for signed in (differences, -differences):
+        matrix = hstack([signed, marks])
+        constraints.append(LinearConstraint(matrix, 0, np.inf))
+    fractions = np.zeros(costs.size)
+    return _Problem(
+        np.concatenate([problem.costs, costs]),
+        np.concatenate([problem.whole, fractions]),
+        constraints,
+    )
+
+
 def _borders_of(
     every: _MenuColumns, borders: Borders
 ) -> tuple[csr_array, csr_array, Vector]:
     """Rows that tell for neighbours in a border whether only one is float, and the borders' costs.
 
-    Returned: 1, 0 or -1 by the choices (neighbours, choices); the border of each row, which has a
-    variable of its own, 1 where its weights are of both forms, (neighbours, borders); the costs.
+    Returned: 1, 0 or -1 by the choices (neighbours, choices); 1 at the border of each row
+    (neighbours, borders); the costs.
     """
-    from scipy.sparse import csr_array, lil_array
+    from scipy.sparse import csr_array
 
     floats = {}
     for index, choice in enumerate(every.choices):
@@ -137,20 +165,27 @@ def _borders_of(
             floats[every.names[every.owners[index]]] = index
     # a weight without a choice never differs from what its neighbours were measured with
     told = [border for border in borders if floats.keys() & set(border)]
-    neighbours = []
+    owners: list[int] = []
+    places: list[tuple[int, int]] = []
+    signs: list[float] = []
     for number, border in enumerate(told):
-        neighbours += [(number, pair) for pair in itertools.pairwise(border)]
-    rows = lil_array((max(len(neighbours), 1), len(every.choices)))
-    for row, (_, (first, second)) in enumerate(neighbours):
-        if first in floats:
-            rows[row, floats[first]] -= 1
-        if second in floats:
-            rows[row, floats[second]] += 1
-    ones = np.ones(len(neighbours))
-    places = (np.arange(len(neighbours)), [number for number, _ in neighbours])
-    marks = csr_array((ones, places), shape=(len(neighbours), len(told)))
+        for pair in itertools.pairwise(border):
+            row = len(owners)
+            owners.append(number)
+            for name, sign in zip(pair, (-1.0, 1.0), strict=True):
+                if name in floats:
+                    places.append((row, floats[name]))
+                    signs.append(sign)
+    neighbours = len(owners)
+    rows, columns = np.array(places, int).reshape(-1, 2).T
+    differences = csr_array(
+        (signs, (rows, columns)), shape=(neighbours, len(every.choices))
+    )
+    ones = np.ones(neighbours)
+    each = np.arange(neighbours)
+    marks = csr_array((ones, (each, owners)), shape=(neighbours, len(told)))
     costs = np.array([borders[border] for border in told], float)
-    return rows.tocsr(), marks, costs
+    return differences, marks, costs
 
 
 @contextlib.contextmanager
