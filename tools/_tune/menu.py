@@ -10,14 +10,16 @@ each layer to what the layers before it lost, so that single layers tell nothing
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 
+from ...passes._core.contract import Pass
 from ...passes._core.output_drift import drift_between
 from ...passes._core.pipeline import Pipeline, parse
 from ...passes._core.stored import stored_constants
+from ...passes.quant import Quant
 from .._run.loss_probes import Twins
 from .choices import FLOAT, FormChoice, Menu, without_dominated
 from .lab import Lab, Made
@@ -152,7 +154,8 @@ def menu_to_repair(
 
     What a weight loses by several passes adds up.
     """
-    milder = Pipeline(tuple(each.milder() or each for each in given.passes))
+    given = Pipeline(tuple(_untimed(each) for each in given.passes))
+    milder = Pipeline(tuple(_untimed(each.milder() or each) for each in given.passes))
     pipelines = {AS_GIVEN: given}
     if milder != given:
         pipelines[MILDER] = milder
@@ -180,6 +183,11 @@ def menu_to_repair(
                 sizes,
             )
     return menu
+
+
+def _untimed(pass_: Pass) -> Pass:
+    """A pass that leaves no layer float for its time, which differs from run to run."""
+    return replace(pass_, measure=False) if isinstance(pass_, Quant) else pass_
 
 
 def _choices_to_repair(
