@@ -143,6 +143,18 @@ def test_what_pruning_loses_is_taken_from_what_bits_may_lose():
     )
 
 
+def test_weights_stay_float_only_where_integers_lose_too_much():
+    integers = [choice("int8:8", 0.02, 8), choice("palette:4", 0.1, 4)]
+    # for four bytes more the other weight could save 40
+    small = [choice("float", 0.0, 12), *integers]
+    large = [choice("int8:8", 0.01, 80), choice("palette:4", 0.1, 40)]
+    family = MenuRecipes([FoundMenu("", 0.0, {"small": small, "large": large}, {})])
+    assert "float" not in family.proposal(-10 * math.log10(0.11)).recipe
+    (smaller,) = family.smaller(90)
+    assert "float" not in smaller.recipe
+    assert "small=float" in family.proposal(-10 * math.log10(0.02)).recipe
+
+
 def trial(size, drop, recipe="", error=0.0, **figures):
     name = recipe or f"{size} {drop}"
     return RecipeTrial(name, bytes=size, drop=drop, error=error, **figures)

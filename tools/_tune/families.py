@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,6 +76,9 @@ class RecipeFamily(abc.ABC):
 class MenuRecipes(RecipeFamily):
     """For size: passes that prune, and of each weight the bits, that take fewest bytes in all.
 
+    A weight stays float only where integers alone lose too much: for the few bytes that it may
+    save elsewhere, its layer would run at the speed of floats.
+
     `menus`: choices behind nothing, and behind passes that prune.
     """
 
@@ -92,7 +95,7 @@ class MenuRecipes(RecipeFamily):
         before = ""
         for found in self.menus:
             left = allowed - found.loss
-            picks = cheapest(found.menu, left) if left > 0 else None
+            picks = _integers_first(cheapest, found.menu, left) if left > 0 else None
             if not picks:
                 continue
             if not best or total_cost(picks) < total_cost(best):
@@ -104,11 +107,22 @@ class MenuRecipes(RecipeFamily):
     def smaller(self, weight_bytes: float) -> list[Proposal]:
         proposals = []
         for found in self.menus:
-            picks = gentlest(found.menu, weight_bytes)
+            picks = _integers_first(gentlest, found.menu, weight_bytes)
             if picks:
                 kept_db = db_of(found.loss + total_loss(picks))
                 proposals.append(_proposed(picks, found.before, kept_db))
         return sorted(proposals, key=lambda each: -each.sqnr_db)
+
+
+def _integers_first(
+    solve: Callable[[Menu, float], Picks | None], menu: Menu, limit: float
+) -> Picks | None:
+    """The best choices within a limit, with floats only if there are none without."""
+    integers = {}
+    for name, choices in menu.items():
+        every = [choice for choice in choices if choice.form != FLOAT]
+        integers[name] = every or choices
+    return solve(integers, limit) or solve(menu, limit)
 
 
 def _proposed(picks: Picks, before: str, sqnr_db: float) -> Proposal:
