@@ -14,8 +14,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ._latents import coarsest_grid
+from ._weights import Origin
 from .build import to_torch
 from .module import TrainableModule
 from .write_back import write_back
 
-__all__ = ["TrainableModule", "coarsest_grid", "to_torch", "write_back"]
+__all__ = ["Origin", "TrainableModule", "coarsest_grid", "to_torch", "write_back"]

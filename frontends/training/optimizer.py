@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from ...passes._core.training_recipe import TrainingRecipe
-from ..trainable import TrainableModule
+from ..trainable import Origin, TrainableModule
 
 Tensor = Any
 
@@ -62,16 +62,13 @@ def parameter_groups(
         # 1 / step of the grid for latents, 1 / largest code for scales, 1 for all others
         units_per_float = group["lr"]
         rate = recipe.rate
-        if is_scale(origin.value):
+        if is_scale(origin.value) or origin.is_palette:
             rate *= SCALE_RATE
         if recipe.optimizer == "sgd":
             # once for the gradient's units, once for the step's
             rate *= units_per_float**2
         else:
-            least = LEAST_SIZE
-            if origin.latent:
-                least *= units_per_float
-            rate *= _root_mean_square(parameter, least)
+            rate *= _size(parameter, origin, units_per_float)
         decay = recipe.l2 if parameter.ndim > 1 else 0.0
         groups.append(_group([parameter], rate, decay))
     rest = list(extra)
@@ -149,6 +146,21 @@ def is_scale(value: ir.Value) -> bool:
         if index == 1 and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             return True
     return False
+
+
+def _size(parameter: Tensor, origin: Origin, units_per_float: float) -> float:
+    """Return the root mean square of a tensor, in its units.
+
+    That of a stored bias by way of its floats: the codes of a channel whose weights are all but
+    zero are a million times as large as those of the others, and say nothing about these.
+    """
+    latent = origin.latent
+    if latent is None:
+        return _root_mean_square(parameter, LEAST_SIZE)
+    if latent.dtype == ir.DataType.INT32 and latent.scale is not None:
+        floats = parameter.detach() * torch.from_numpy(latent.scale).to(parameter)
+        return _root_mean_square(floats, LEAST_SIZE) * units_per_float
+    return _root_mean_square(parameter, LEAST_SIZE * units_per_float)
 
 
 def _root_mean_square(parameter: Tensor, least: float) -> float:

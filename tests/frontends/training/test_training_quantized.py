@@ -8,8 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from onnx_opt.frontends.trainable import to_torch
 from onnx_opt.frontends.training.blocks import GraphBlock, find_blocks
 from onnx_opt.frontends.training.learner import Learner
+from onnx_opt.frontends.training.optimizer import parameter_groups
 from onnx_opt.frontends.training.presets import completed, soft_part
 from onnx_opt.frontends.training.separators import Separator, separators
 from onnx_opt.passes._core.training_recipe import TrainingRecipe
@@ -375,3 +377,25 @@ def test_the_rate_follows_the_bits(bits, rate):
         steps=5,
     )
     assert result.stats["rate"] == rate
+
+
+STORED_BIAS = """
+<ir_version: 10, opset_import: ["" : 21]>
+layer (float[n, 2] x) => (float[n, 2] y)
+<int8[2, 2] w_q = {100, -50, 1, -1}, float[2] ws = {0.01, 1e-9},
+ int32[2] b_q = {50, -1000000000}, float[2] bs = {0.01, 1e-9}>
+{
+    w = DequantizeLinear <axis: int = 0> (w_q, ws)
+    b = DequantizeLinear <axis: int = 0> (b_q, bs)
+    y = Gemm <transB: int = 1> (x, w, b)
+}
+"""
+
+
+def test_a_channel_without_weights_sets_no_rate_for_the_others():
+    model = ir.from_onnx_text(STORED_BIAS)
+    module = to_torch(model, qat="weights")
+    groups = parameter_groups(module, TrainingRecipe(rate=0.004, optimizer="adamw"))
+    (bias,) = (g for g in groups if g["params"][0] is module.b_q)
+    # biases of 0.5 and -1 move by about 0.004 of their size, not by millions of codes
+    assert 0.001 < bias["full"] * 0.01 < 0.01
