@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 
 from ... import UsageError
@@ -25,7 +24,7 @@ from ...passes._core.saturation import PAIR_LIMIT, offending
 from ._biases import integer_biases
 from ._constants import PASSING, constants_of, tensor_of
 from ._dtypes import RANGES
-from ._ops.quant import ChannelValues, PairLimit
+from ._ops.quant import PairLimit
 
 D = ir.DataType
 Floats = NDArray[np.float64]
@@ -69,6 +68,17 @@ IN_CELL = 0.49
 Measured in docs/decisions/2026-11-22-trainable-graphs.md: starting outside of the cell undoes
 rounding that was chosen with data.
 """
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelValues:
+    """Codes that channels may have. `axis`: channels of the weight.
+
+    `values`: (tables, count), ascending, some perhaps twice; neighbouring channels share a table.
+    """
+
+    axis: int
+    values: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,22 +126,24 @@ class Latent:
         return (self.high - self.low) / self.step
 
     @property
-    def bound(self) -> PairLimit | ChannelValues | None:
-        """Rule of its codes that the source names, if any."""
-        return self.palette or self.limit
+    def is_coarse(self) -> bool:
+        """True for so few codes that it is worth training what they stand for."""
+        return self.steps < FEW
 
-    def expression(self, parameter: str, soft: bool = False, rule: str = "") -> str:
+    def expression(
+        self, parameter: str, palette: str, rule: str, soft: bool = False
+    ) -> str:
         """Source that rounds the parameter to the grid.
 
-        `soft`: as far as the module's `rounding` says. `rule`: name of `bound` in the source, where
-        it has one.
+        `palette`, `rule`: what the palette and the limit are called there, if it has these.
+        `soft`: as far as the module's `rounding` says.
         """
         if self.step == 0:
             return f"small_float({parameter}, {int(self.dtype)})"
         grid = f"{self.low!r}, {self.high!r}, {self.step!r}"
         code = f"on_grid({parameter}, {grid})"
         if self.palette is not None:
-            code = f"on_palette({parameter}, {rule})"
+            code = f"on_palette({parameter}, {palette}, {self.palette.axis})"
         elif self.limited is not None:
             code = f"within_limit({parameter}, {code}, {rule})"
         if soft:
@@ -208,7 +220,7 @@ def scales_of(model: ir.Model, latents: Iterable[Latent]) -> dict[ir.Value, floa
     tied = {weight for _, _, weight in integer_biases(model)}
     found: dict[ir.Value, float] = {}
     for latent in latents:
-        if latent.steps >= FEW:
+        if not latent.is_coarse:
             continue
         for node, index in latent.codes.uses():
             if not _is_dequantization(node, index) or node in tied:
@@ -272,10 +284,9 @@ def _palette_of(tensor: ir.TensorProtocol) -> ChannelValues | None:
     nonzeros = int(np.count_nonzero(tensor.numpy()))
     if found.table.size * LEAST_REPEATS > nonzeros:
         return None
-    shared = found.layout.channels // len(found.table)
-    values = np.sort(found.table, axis=1).repeat(shared, axis=0)
+    values = np.sort(found.table, axis=1).astype(np.float64)
     axis = 0 if found.layout.outer == 1 else len(shape) - 1
-    return ChannelValues(axis, torch.from_numpy(values.astype(np.float32)))
+    return ChannelValues(axis, values)
 
 
 def _users(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
@@ -596,7 +607,7 @@ def _cells(latent: Latent) -> tuple[Floats, Floats]:
     if palette is None:
         margin = latent.step * IN_CELL
         return start - margin, start + margin
-    values = palette.values.numpy().astype(np.float64)
+    values = palette.values
     bounds = _bounds(values)
     channels_first = np.moveaxis(start, palette.axis, 0)
     rows = channels_first.reshape(len(values), -1)

@@ -95,7 +95,8 @@ SETTINGS: InputTable = {
 class Origin:
     """The constant behind a trained tensor: an initializer, or the output of a Constant node.
 
-    `latent`: set for stored codes; the parameter is then in units of their grid. `shared`: it is a
+    `latent`: set for stored codes; the parameter is then in units of their grid. `is_palette`: it
+    is the values that these codes have, as `Latent.palette` says. `shared`: it is a
     weight here and a setting there (exporters store equal tensors once: a scale of ones, a variance
     of ones); there it is not trained. `reach`: largest code that the tensor scales, 1 for anything
     but a scale: how far a step of one moves what is computed with it.
@@ -107,11 +108,28 @@ class Origin:
     latent: Latent | None = None
     shared: bool = False
     reach: float = 1.0
+    is_palette: bool = False
 
     @property
     def name(self) -> str:
-        """Name of the constant in its graph."""
-        return self.value.name or ""
+        """Name of the constant in its graph; of a palette one that no constant there has."""
+        name = self.value.name or ""
+        return f"{name} (palette)" if self.is_palette else name
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Lowest and highest number that the parameter may be; None for any.
+
+        Values of a palette keep to the range of the whole weight: beyond it codes might saturate.
+        """
+        latent = self.latent
+        if latent is None or not latent.step:
+            return None
+        if self.is_palette:
+            assert latent.palette is not None
+            values = latent.palette.values
+            return float(values.min()), float(values.max())
+        return latent.low, latent.high
 
 
 def trainable_values(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from ._ops.quant import on_grid, on_palette, softened, within_limit
 from ._program import Known, Program
 from ._scope import Scope
 from ._weights import Origin, attribute_name, trainable_values
-from .module import ATTRIBUTES, Provenance, TrainableModule
+from .module import ATTRIBUTES, Provenance, TrainableModule, palette_name
 
 Qat = Literal["off", "fixed", "weights", "learned"]
 Arrays = Mapping[str, NDArray[Any]]
@@ -68,9 +68,10 @@ def to_torch(
     )
     _bind_rounding(program, origins, names)
     written = _write_graph(emitter, model, _tapped(model, taps))
+    parameters = {names[value]: origin for value, origin in origins.items()}
     provenance = Provenance(
         model,
-        origins={names[value]: origin for value, origin in origins.items()},
+        origins=parameters | _palettes(parameters),
         cuts=cuts_of(list(written.outputs.items())),
         detached=emitter.detached,
         source=written.source,
@@ -83,6 +84,8 @@ def to_torch(
     run = _compiled(written.source, program, _graph_name(model))
     module = TrainableModule(provenance, run, program.buffers)
     _add_parameters(module, masks or {}, soft)
+    if qat not in ("weights", "learned"):
+        _hold_palettes(module)
     return module
 
 
@@ -161,9 +164,30 @@ def _named(
         names[value] = name
         source = f"self.{name}"
         if origin.latent is not None:
-            source = origin.latent.expression(source, soft, _rule_name(name))
+            source = origin.latent.expression(
+                source,
+                f"self.{palette_name(name)}",
+                _rule_name(name),
+                soft,
+            )
         sources[value] = source
     return names, sources
+
+
+def _palettes(parameters: Mapping[str, Origin]) -> dict[str, Origin]:
+    """Return the palettes of codes that have one, by the names of their parameters."""
+    found = {}
+    for name, origin in parameters.items():
+        if origin.latent is not None and origin.latent.palette is not None:
+            found[palette_name(name)] = replace(origin, is_palette=True)
+    return found
+
+
+def _hold_palettes(module: TrainableModule) -> None:
+    """Leave palettes as they are: no scale is trained either."""
+    for name, origin in module.origins.items():
+        if origin.is_palette:
+            module.get_parameter(name).requires_grad_(False)
 
 
 def _rule_name(parameter: str) -> str:
@@ -182,8 +206,8 @@ def _bind_rounding(
         on_palette=on_palette,
     )
     for value, origin in origins.items():
-        if origin.latent is not None and origin.latent.bound is not None:
-            program.names[_rule_name(names[value])] = origin.latent.bound
+        if origin.latent is not None and origin.latent.limit is not None:
+            program.names[_rule_name(names[value])] = origin.latent.limit
 
 
 def _add_parameters(module: TrainableModule, masks: Arrays, soft: bool) -> None:
@@ -205,6 +229,9 @@ def _start(origin: Origin, soft: bool) -> torch.Tensor:
     if latent is None:
         weight = stored_tensor(origin.value).numpy()
         return to_carrier(weight, origin.dtype)
+    if origin.is_palette:
+        assert latent.palette is not None
+        return torch.from_numpy(latent.palette.values).to(torch.float32)
     # 32-bit codes are more than float32 has digits for
     is_wide = origin.dtype == ir.DataType.INT32
     wide = torch.float64 if is_wide else torch.float32
@@ -232,6 +259,10 @@ def _nonzero(origin: Origin) -> NDArray[Any] | None:
     latent = origin.latent
     if latent is None:
         values = stored_tensor(origin.value).numpy()
+    elif origin.is_palette:
+        # a zero that moved would leave the pruned weights without one
+        assert latent.palette is not None
+        values = latent.palette.values
     elif latent.holds_zeros:
         values = latent.start
     else:

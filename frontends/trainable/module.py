@@ -136,9 +136,8 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
                 return
             # outside of its grid a latent gets no gradient, and would never come back
             for name, origin in self.origins.items():
-                latent = origin.latent
-                if latent is not None and latent.step:
-                    self.get_parameter(name).clamp_(latent.low, latent.high)
+                if origin.range is not None:
+                    self.get_parameter(name).clamp_(*origin.range)
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
         """Make optimizer groups in which one step moves weights equally far, whatever their grid.
@@ -173,6 +172,11 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
             return tensor.to(self.anchor.device)
         # strings and absent optional inputs
         return value
+
+
+def palette_name(parameter: str) -> str:
+    """Name of the parameter with the values that codes have, from that of the codes."""
+    return f"{parameter}_palette"
 
 
 def _floats_per_unit(origin: Origin) -> float:

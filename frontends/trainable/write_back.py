@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 
 from ...passes._core.graph import Names
@@ -15,7 +14,7 @@ from ._constants import stored_tensor
 from ._dtypes import from_carrier
 from ._ops.quant import on_grid, on_palette, within_limit
 from ._weights import Origin, setting_uses
-from .module import TrainableModule
+from .module import TrainableModule, palette_name
 
 
 def write_back(module: TrainableModule) -> ir.Model:
@@ -27,7 +26,9 @@ def write_back(module: TrainableModule) -> ir.Model:
     module.constrain()
     names = Names(module.model)
     for name, origin in module.origins.items():
-        array = stored(module.get_parameter(name), origin)
+        if origin.is_palette:
+            continue
+        array = stored(module, name)
         if np.array_equal(array, stored_tensor(origin.value).numpy()):
             continue
         if origin.shared:
@@ -44,8 +45,10 @@ def _is_scale(origin: Origin) -> bool:
     return origin.latent is None and origin.reach > 1
 
 
-def stored(parameter: torch.Tensor, origin: Origin) -> NDArray[Any]:
+def stored(module: TrainableModule, name: str) -> NDArray[Any]:
     """Return a parameter as the graph stores it."""
+    parameter = module.get_parameter(name)
+    origin = module.origins[name]
     latent = origin.latent
     if latent is None or latent.step == 0:
         return from_carrier(parameter, origin.dtype)
@@ -57,7 +60,8 @@ def stored(parameter: torch.Tensor, origin: Origin) -> NDArray[Any]:
         latent.step,
     )
     if latent.palette is not None:
-        codes = on_palette(exact, latent.palette)
+        values = module.get_parameter(palette_name(name)).detach()
+        codes = on_palette(exact, values, latent.palette.axis)
     elif latent.limit is not None:
         codes = within_limit(exact, codes, latent.limit)
     if latent.pack is not None:

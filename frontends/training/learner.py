@@ -95,7 +95,10 @@ class Learner:
         added = set() if self.normalized is None else set(self.normalized.added)
         count = 0
         for name, parameter in self.runs.named_parameters():
-            if parameter.requires_grad and self.runs.origins[name].name not in added:
+            origin = self.runs.origins[name]
+            if origin.is_palette or origin.name in added:
+                continue
+            if parameter.requires_grad:
                 count += 1
         return count
 
@@ -178,14 +181,17 @@ class Learner:
 
     def put(self, state: State, model: ir.Model) -> None:
         """Write a copy into a model with the same graph as the one that was given."""
-        tensors = {}
+        tensors: State = {}
+        palettes: State = {}
         for name, tensor in state.items():
             origin = self.runs.origins[name]
-            tensors[origin.name] = tensor
+            kept = palettes if origin.is_palette else tensors
+            kept[origin.name] = tensor
         trained = self._trained
         if self.normalized is not None:
             tensors = self.normalized.folded(tensors)
             trained = list(tensors)
+        tensors |= palettes
         module = self._module(
             model,
             taps=(),
@@ -309,7 +315,7 @@ def share_parameters(source: TrainableModule, target: TrainableModule) -> None:
 
 
 def _names_of(module: TrainableModule) -> list[str]:
-    return [origin.name for origin in module.origins.values()]
+    return [origin.name for origin in module.origins.values() if not origin.is_palette]
 
 
 def _fewest_levels(module: TrainableModule) -> float:
@@ -327,7 +333,7 @@ def _code_bounds(module: TrainableModule) -> dict[str, tuple[Tensor, Tensor]]:
     for name, origin in module.origins.items():
         latent = origin.latent
         # a step of 0 is a float type, whose codes are not evenly spaced
-        if latent is None or not latent.step:
+        if latent is None or not latent.step or origin.is_palette:
             continue
         start = module.get_parameter(name).detach()
         steps = (start - latent.low) / latent.step
@@ -341,7 +347,7 @@ def _start_inside_cells(module: TrainableModule, coded: TrainableModule) -> None
     with torch.no_grad():
         for name, origin in module.origins.items():
             latent = origin.latent
-            if latent is None or not latent.step:
+            if latent is None or not latent.step or origin.is_palette:
                 continue
             code = coded.get_parameter(name)
             reach = INSIDE_CELL * latent.step

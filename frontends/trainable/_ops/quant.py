@@ -132,39 +132,44 @@ class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch come
         return gradient, None, None
 
 
-@dataclass(frozen=True)
-class ChannelValues:
-    """Codes that each channel may have. `axis`: channels of the weight.
+def on_palette(x: Tensor, values: Tensor, axis: int) -> Tensor:
+    """Round to the nearest code that its channel may have; gradients pass straight through.
 
-    `values`: (channels, count), ascending, some perhaps twice.
+    `values`: (tables, count), rounded to whole codes here; each is shared by neighbouring channels
+    of `axis`. Its gradient is the sum over all that take it. Source: Han, Mao, Dally, Deep
+    Compression, ICLR 2016 (arXiv:1510.00149), section 3.
     """
-
-    axis: int
-    values: Tensor
-
-
-def on_palette(x: Tensor, palette: ChannelValues) -> Tensor:
-    """Round to the nearest code that its channel may have; gradients pass straight through."""
-    result: Tensor = _OnPalette.apply(x, palette)
+    whole = _Round.apply(values)
+    # values that are trained may have passed each other
+    ascending, _ = whole.sort(dim=1)
+    result: Tensor = _OnPalette.apply(x, ascending, axis)
     return result
 
 
 class _OnPalette(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
-    """Looks the codes up by the bounds halfway between them."""
+    """Looks the codes up by the bounds halfway between them: (tables, count), ascending."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor, palette: ChannelValues) -> Tensor:
-        values = palette.values.to(x)
+    def forward(context: Any, x: Tensor, ascending: Tensor, axis: int) -> Tensor:
+        values = ascending.to(x)
         bounds = (values[:, 1:] + values[:, :-1]) / 2
-        channels_first = x.movedim(palette.axis, 0)
+        channels_first = x.movedim(axis, 0)
         rows = channels_first.reshape(len(values), -1).contiguous()
         index = torch.searchsorted(bounds, rows)
         codes = values.gather(1, index).reshape(channels_first.shape)
-        return codes.movedim(0, palette.axis)
+        context.save_for_backward(index, ascending)
+        context.axis = axis
+        return codes.movedim(0, axis)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        index, ascending = context.saved_tensors
+        if not context.needs_input_grad[1]:
+            return gradient, None, None
+        rows = gradient.movedim(context.axis, 0).reshape(index.shape)
+        of_values = torch.zeros_like(ascending)
+        of_values.scatter_add_(1, index, rows.to(of_values))
+        return gradient, of_values, None
 
 
 def softened(x: Tensor, code: Tensor, rounding: Tensor) -> Tensor:

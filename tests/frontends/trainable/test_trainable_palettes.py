@@ -6,7 +6,7 @@ import pytest
 import torch
 from onnx_opt.frontends.trainable import to_torch, write_back
 from onnx_opt.frontends.trainable._latents import find_latents
-from onnx_opt.frontends.trainable._ops.quant import ChannelValues, on_palette
+from onnx_opt.frontends.trainable._ops.quant import on_palette
 from trainable_models import conv_of_codes, ir_model, matmul_of_codes, normal
 
 LAYERS = {
@@ -84,7 +84,47 @@ def test_many_codes_or_few_weights_are_no_palette():
 def test_gradients_pass_straight_through():
     values = torch.tensor([[-3.0, 0.0, 5.0], [-1.0, 1.0, 1.0]])
     x = torch.tensor([[-9.0, -1.4, 2.6], [0.4, 0.9, -0.1]]).T.requires_grad_()
-    codes = on_palette(x, ChannelValues(1, values))
+    codes = on_palette(x, values, 1)
     assert codes.T.tolist() == [[-3.0, 0.0, 5.0], [1.0, 1.0, -1.0]]
     codes.sum().backward()
     assert x.grad.tolist() == torch.ones_like(x).tolist()
+
+
+def test_values_learn_from_all_that_take_them():
+    # not in order, and one of them between two codes
+    values = torch.tensor([[5.0, -2.6, 0.0]], requires_grad=True)
+    x = torch.tensor([[-9.0, 4.0], [6.0, 7.0]])
+    codes = on_palette(x, values, 0)
+    assert codes.tolist() == [[-3.0, 5.0], [5.0, 5.0]]
+    (codes * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
+    assert values.grad.tolist() == [[9.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_palettes_train_with_the_scales(kind):
+    model = model_with(kind, 8, kept=0.6)
+    before = rows_of(model, kind).copy()
+    module = to_torch(model, qat="weights")
+    x = torch.from_numpy(normal(*list(model.graph.inputs[0].shape)))
+    optimizer = torch.optim.Adam(module.parameters(), lr=1.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        module(x).square().sum().backward()
+        optimizer.step()
+        module.constrain()
+    with torch.no_grad():
+        forward = module(x).numpy()
+    after = rows_of(write_back(module), kind)
+    bounds = before.min(), before.max()
+    for own, trained in zip(before, after, strict=True):
+        assert 0 in own
+        assert not set(trained) <= set(own)
+        assert len(set(trained)) <= len(set(own))
+        assert bounds[0] <= trained.min() <= trained.max() <= bounds[1]
+    again = to_torch(module.model)(x).detach().numpy()
+    np.testing.assert_allclose(again, forward, rtol=1e-5, atol=1e-4)
+
+
+def test_palettes_are_held_where_scales_are():
+    module = to_torch(model_with("Conv", 8))
+    assert not module.w_q_palette.requires_grad
