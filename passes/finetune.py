@@ -33,10 +33,10 @@ class Finetune(TrainingRecipe, Pass):
     """Train the weights until the outputs are those of the original model; labels are optional.
 
     Effect: lossy. Touches float weights, and integers of a quantized graph as floats that are
-    rounded whenever they are used; shapes, types and grids stay, zeros of pruned weights stay zero,
-    tied weights stay tied. The teacher is the model that the run began with. Some of the data is
-    held out: only weights that ONNX Runtime finds better there replace those that came in. Without
-    data, or where the run cannot train, nothing changes.
+    rounded whenever they are used; shapes, types and grids stay, tied weights stay tied. Pruned
+    weights keep their zeros, or with `regrow` as many. The teacher is the model that the run began
+    with. Some of the data is held out: only weights that ONNX Runtime finds better there replace
+    those that came in. Without data, or where the run cannot train, nothing changes.
 
     Shapes: any -> same.
 
@@ -46,13 +46,14 @@ class Finetune(TrainingRecipe, Pass):
     Stats: `preset`; `rows`, `held_out`, `batch` (samples); `rate`; `steps`, `best_step`, `epochs`;
     `loss_first`, `loss_last` (mean between checks), `losses` (all of them); `scores` (held out, at
     each check, by torch); `before`, `after` (the same by ONNX Runtime); `stopped` (why before its
-    budget); `seconds`; `sparsity` (schedule). Of block: `blocks`, `better_blocks`.
+    budget); `seconds`; `sparsity` (schedule); `regrown` (zeros that changed places). Of block:
+    `blocks`, `better_blocks`.
 
     Source: Hinton et al. 2015 (arXiv:1503.02531); DIST: Huang et al. 2022 (arXiv:2205.10536); DKD:
     Zhao et al. 2022 (arXiv:2203.08679); attention: Zagoruyko and Komodakis 2017 (arXiv:1612.03928);
     block: Nagel et al. 2020 (arXiv:2004.10568), Li et al. 2021 (arXiv:2102.05426), Wei et al. 2022
-    (arXiv:2203.05740); schedule: Zhu and Gupta 2017 (arXiv:1710.01878); attribution: Park et al.
-    2020 (arXiv:2010.15054).
+    (arXiv:2203.05740); schedule: Zhu and Gupta 2017 (arXiv:1710.01878); regrow: Evci et al.
+    2020 (arXiv:1911.11134); attribution: Park et al. 2020 (arXiv:2010.15054).
     """
 
     name: ClassVar[str] = "finetune"

@@ -178,6 +178,8 @@ class Learner:
         with torch.no_grad():
             for name, parameter in self.runs.named_parameters():
                 parameter.copy_(state[name])
+        if self.recipe.regrow:
+            _hold_zeros(self.runs)
 
     def put(self, state: State, model: ir.Model) -> None:
         """Write a copy into a model with the same graph as the one that was given."""
@@ -201,6 +203,8 @@ class Learner:
             for name, parameter in module.named_parameters():
                 origin = module.origins[name]
                 parameter.copy_(tensors[origin.name])
+        if self.recipe.regrow:
+            _hold_zeros(module)
         write_back(module)
 
     def to(self, device: str) -> None:
@@ -316,6 +320,12 @@ def share_parameters(source: TrainableModule, target: TrainableModule) -> None:
 
 def _names_of(module: TrainableModule) -> list[str]:
     return [origin.name for origin in module.origins.values() if not origin.is_palette]
+
+
+def _hold_zeros(module: TrainableModule) -> None:
+    """Hold the zeros that pruned weights have now, in place of those that they had at first."""
+    for name in module.masks():
+        module.mask(name, module.get_parameter(name) != 0)
 
 
 def _fewest_levels(module: TrainableModule) -> float:

@@ -18,6 +18,7 @@ from .interrupt import Interruption, deferred_interrupts
 from .learner import State
 from .optimizer import make_optimizer, parameter_groups, penalty, set_rate
 from .presets import batch_rows
+from .regrowth import exchange, exchanged_share
 from .score import Score, Scorer
 from .session import TrainingSession
 
@@ -64,8 +65,8 @@ class Account:
     `first`, `best`: scores of the start and of the best state, which `state` holds; `best_step` is
     its step. `losses`: means between checks. `scores`: held out, at each check. `checks`: number of
     the recipe's checks that progress has passed. `idle`: checks since the best state. `skipped`:
-    part of the budget that was left out for want of progress. `stop`: None where the rest of it was
-    spent.
+    part of the budget that was left out for want of progress. `regrown`: zeros that changed places
+    with nonzeros. `stop`: None where the rest of it was spent.
     """
 
     first: Score
@@ -79,6 +80,7 @@ class Account:
     checks: int = 0
     idle: int = 0
     skipped: float = 0.0
+    regrown: int = 0
     stop: Stop | None = None
 
     def stored(self) -> dict[str, Any]:
@@ -96,6 +98,7 @@ class Account:
             "checks": self.checks,
             "idle": self.idle,
             "skipped": self.skipped,
+            "regrown": self.regrown,
             "stop": None if stop is None else [stop.reason.value, stop.message],
         }
 
@@ -240,7 +243,7 @@ class Loop:
         group.sum_gradients(_parameters(self.optimizer))
         if not math.isfinite(total):
             self._stop_at(units, "loss")
-        elif not self._move():
+        elif not self._move(progress):
             self._stop_at(units, "gradient")
         else:
             self.account.steps += 1
@@ -284,18 +287,22 @@ class Loop:
         feeds[name] = np.where(coins < MIXED_PART, theirs, own)
         return Example(feeds, example.labels)
 
-    def _move(self) -> bool:
+    def _move(self, progress: float) -> bool:
         """Do one step of the optimizer; False where the gradients are not finite."""
         gradients = [p.grad for p in _parameters(self.optimizer) if p.grad is not None]
         # without a limit the norm is still needed, to see whether it is finite
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
             return False
-        limit = self.session.recipe.clip
+        recipe = self.session.recipe
+        limit = recipe.clip
         if limit and norm > limit:
             factor = limit / norm
             for gradient in gradients:
                 gradient.mul_(factor)
+        share = exchanged_share(recipe.regrow, self.account.steps, progress)
+        if share:
+            self.account.regrown += exchange(self.session.learner.runs, share)
         self.optimizer.step()
         self.session.learner.constrain()
         return True

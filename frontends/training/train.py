@@ -195,6 +195,8 @@ def _loop_figures(
         figures["loss_last"] = account.losses[-1]
     figures["scores"] = " ".join(f"{score:.4f}" for score in account.scores)
     figures["losses"] = " ".join(f"{loss:.4g}" for loss in account.losses)
+    if recipe.regrow:
+        figures["regrown"] = account.regrown
     if account.stop is not None:
         figures["stopped"] = account.stop.message
     elif account.skipped:

@@ -163,6 +163,13 @@ class TrainingRecipe:
         "Scales of quantization to train: of weights of 4 bits or fewer, or of "
         "activations as well.",
     )
+    regrow: float = Option(
+        0.0,
+        "Part of a pruned weight's nonzeros that change places with zeros every 100 steps, falling "
+        "to 0 at 0.75 of the budget; 0: zeros stay where they are. N:M patterns do not outlast it.",
+        low=0.0,
+        high=0.5,
+    )
     include: tuple[str, ...] = Option(
         (), "Only weights whose name matches one of these."
     )
