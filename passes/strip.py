@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import onnx
 import onnx_ir as ir
@@ -15,6 +15,7 @@ from ._core.notes import drop_notes
 from ._core.ops import is_standard
 from ._core.rewrites import permit
 from ._core.schemas import schema_of, states_default
+from ._core.short_names import shorten_names
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Strip(Pass):
 
     For files that must be small: in a 1-bit ResNet-56 the exporter's stack traces weigh as much as
     the weights. Put it last: shapes of values between nodes are gone from the file until someone
-    infers them again. Metadata of the model itself stays, and so do all names.
+    infers them again. Metadata of the model itself stays, and so do all names unless they are to be
+    short: in a file of few bits names, too, weigh more than some weights, but reports and
+    comparisons no longer find layers by them.
 
     Effect: exact. Touches no computation, no tensor and nothing of inputs and outputs but their doc
     strings.
@@ -31,7 +34,8 @@ class Strip(Pass):
     Shapes: unchanged.
 
     Stats: `metadata` (count of entries), `doc_strings` (count), `attributes` (count), `types`
-    (count of values whose type and shape any reader infers).
+    (count of values whose type and shape any reader infers), `names` (count of those that became
+    shorter).
 
     Source: follows from the ONNX specification: these fields do not take part in evaluation.
     """
@@ -42,15 +46,23 @@ class Strip(Pass):
 
     types: bool = Option(True, "Also drop types and shapes of values between nodes.")
 
+    names: Literal["keep", "short"] = Option(
+        "keep",
+        "Names of nodes and of values between inputs and outputs: short gives values the shortest "
+        "ones, and nodes none. Goes behind pack, which makes values of its own.",
+    )
+
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         counts = _drop_notes(model)
-        counts.update(attributes=0, types=0)
+        counts.update(attributes=0, types=0, names=0)
         for node in all_nodes(model):
             counts["attributes"] += _drop_defaults(node)
             if not self.types:
                 continue
             for value in node.outputs:
                 counts["types"] += _forget_type(value)
+        if self.names == "short":
+            counts["names"] = shorten_names(model)
         return PassOutcome(changed=counts.total(), stats=dict(counts))
 
 

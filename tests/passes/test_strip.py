@@ -1,10 +1,13 @@
 """strip: what goes, what stays, and that the model computes and is declared as before."""
 
+import itertools
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._core.short_names import short_names
 from onnx_opt.passes.strip import Strip
 from quant_models import model_of, normal, outputs
 
@@ -87,3 +90,47 @@ def test_other_domains_keep_their_attributes():
     g (float[1] x) => (float[1] y) { y = my.ops.Conv <group = 1> (x) }
     """)
     assert Strip().run(model, NullContext()).stats["attributes"] == 0
+
+
+INNER = """
+<ir_version: 10, opset_import: ["" : 17]>
+g (float[4] input_values, bool condition) => (float[4] result)
+<float[4] added_weights = {1, 2, 3, 4}>
+{
+    a = Abs (input_values)
+    summed_values = Add (a, added_weights)
+    result = If (condition) <
+        then_branch = then () => (float[4] inner_result) {
+            inner_result = Mul (summed_values, added_weights)
+        },
+        else_branch = otherwise () => (float[4] other_result) {
+            other_result = Neg (input_values)
+        }
+    >
+}
+"""
+
+
+def test_names_become_short_where_that_is_asked():
+    model = model_of(INNER)
+    model.graph[0].name = "the first node"
+    feeds = {"input_values": normal(4), "condition": np.array(True)}
+    before = outputs(model, feeds)
+    assert Strip().run(model, NullContext()).stats["names"] == 0
+    outcome = Strip(names="short").run(model, NullContext())
+    # a weight, a sum, the results of two branches, and a node
+    assert outcome.stats["names"] == 5
+    assert [value.name for value in model.graph.inputs] == list(feeds)
+    assert model.graph.outputs[0].name == "result"
+    assert all(len(name) == 1 for name in model.graph.initializers)
+    assert not model.graph[0].name
+    np.testing.assert_array_equal(outputs(model, feeds), before)
+    onnx.checker.check_model(ir.to_proto(model))
+    again = Strip(names="short").run(model, NullContext())
+    assert not again.changed
+
+
+def test_there_are_short_names_for_any_number_of_values():
+    names = list(itertools.islice(short_names(), 5000))
+    assert len(set(names)) == 5000
+    assert [len(names[index]) for index in (0, 51, 52, 3275, 3276)] == [1, 1, 2, 2, 3]

@@ -54,6 +54,7 @@ class Case:
     budget: str
     bar: float | None = None
     drop: float | None = None
+    share: float | None = None
     teacher: str | None = None
     sentences: bool = False
     beats: tuple[str, float] | None = None
@@ -64,6 +65,9 @@ SHOWN = "labels=0, flip=true, shift=4"
 MIXED = f"{SHOWN}, cutmix=1"
 MATCHED = f"{SHOWN}, checks=5, features=[auto]"
 FROM = "cifar10_resnet56"
+DEEP = "finetune(BUDGET), quant(palette, bits=2), finetune(BUDGET), pack, strip(names=short)"
+"""Deep Compression (arXiv:1510.00149) without labels: zeros, shared values, training of either."""
+
 CASES = [
     Case(
         "prune80",
@@ -112,6 +116,24 @@ CASES = [
         threads=2,
     ),
     Case(
+        "deep20",
+        "cifar10_resnet20",
+        f"prune(sparsity=0.83), {DEEP}",
+        "minutes=20",
+        drop=0.01,
+        share=1 / 20,
+        threads=2,
+    ),
+    Case(
+        "deep56",
+        "cifar10_resnet56",
+        f"prune(sparsity=0.85), {DEEP}",
+        "minutes=20",
+        drop=0.01,
+        share=1 / 25,
+        threads=2,
+    ),
+    Case(
         "labels_only",
         "cifar10_resnet20_bn",
         "BUDGET, labels=1, distill=false, watch=labels, flip=true, shift=4, cutmix=1",
@@ -147,14 +169,19 @@ CASES = [
 
 @dataclass
 class Row:
-    """One case's figures. `steps` (of block: 0), `scores`: of the last training, at each check on
-    the rows held out. `whole`: seconds of everything, passes, checks and measuring included.
+    """One case's figures. `share`: bytes of the float file's; `most`: as many may be. `latency`:
+    a ratio, where bytes are asked for. `steps` (of block: 0), `scores`: of the last training, at
+    each check on the rows held out. `whole`: seconds of everything, passes, checks and measuring
+    included.
     """
 
     name: str
     float_model: float
     after: float
     least: float | None
+    share: float
+    most: float | None
+    latency: float | None
     steps: int
     whole: float
     scores: str
@@ -189,18 +216,22 @@ def run(case: Case, budget: str, threads: int) -> Row:
             data=data.train,
             metric=data.metric,
             eval_data=data.evaluation,
-            bench=False,
+            bench=case.share is not None,
         )
         seconds = time.perf_counter() - start
     assert result.metric is not None
     before, after = result.metric["before"], result.metric["after"]
     least = before - case.drop if case.drop is not None else case.bar
-    stats = result.passes[-1].stats
+    trainings = [each.stats for each in result.passes if "scores" in each.stats]
+    stats = trainings[-1] if trainings else {}
     return Row(
         case.name,
         before,
         after,
         least,
+        (result.output.bytes or 0) / (result.input.bytes or 1),
+        case.share,
+        None if result.latency is None else result.latency.median,
         int(stats.get("steps", 0)),
         seconds,
         str(stats.get("scores", "")),
@@ -210,7 +241,8 @@ def run(case: Case, budget: str, threads: int) -> Row:
 def table_of(rows: list[Row]) -> Table:
     """As markdown."""
     table = Table(box=MARKDOWN)
-    for head in ("case", "before", "after", "asked", "steps", "minutes"):
+    heads = ("case", "before", "after", "asked", "size", "latency", "steps", "minutes")
+    for head in heads:
         table.add_column(head)
     for row in rows:
         asked = (
@@ -218,11 +250,16 @@ def table_of(rows: list[Row]) -> Table:
             if row.least is None
             else f"{row.least:.4f} {'met' if row.after >= row.least else 'MISSED'}"
         )
+        size = f"1/{1 / row.share:.1f}"
+        if row.most is not None:
+            size += f" {'met' if row.share <= row.most else 'MISSED'}"
         table.add_row(
             row.name,
             f"{row.float_model:.4f}",
             f"{row.after:.4f}",
             asked,
+            size,
+            "" if row.latency is None else f"{row.latency:.2f}",
             str(row.steps),
             f"{row.whole / 60:.1f}",
         )
