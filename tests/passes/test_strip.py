@@ -65,6 +65,7 @@ def test_traces_and_types_go_names_and_the_interface_stay():
         "doc_strings": 1,
         "attributes": 3,
         "types": 2,
+        "names": 0,
     }
     proto = ir.to_proto(model)
     assert proto.graph.node[0].name == "first"
