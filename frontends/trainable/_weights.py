@@ -96,10 +96,10 @@ class Origin:
     """The constant behind a trained tensor: an initializer, or the output of a Constant node.
 
     `latent`: set for stored codes; the parameter is then in units of their grid. `is_palette`: it
-    is the values that these codes have, as `Latent.palette` says. `shared`: it is a
-    weight here and a setting there (exporters store equal tensors once: a scale of ones, a variance
-    of ones); there it is not trained. `reach`: largest code that the tensor scales, 1 for anything
-    but a scale: how far a step of one moves what is computed with it.
+    is the values that these codes have, as `Latent.palette` says. `shared`: it is a weight here and
+    a setting there (exporters store equal tensors once: a scale of ones, a variance of ones); there
+    it is not trained. `reach`: largest code that the tensor scales, 1 for anything but a scale: how
+    far a step of one moves what is computed with it.
     """
 
     graph: str

@@ -84,8 +84,7 @@ def to_torch(
     run = _compiled(written.source, program, _graph_name(model))
     module = TrainableModule(provenance, run, program.buffers)
     _add_parameters(module, masks or {}, soft)
-    if qat not in ("weights", "learned"):
-        _hold_palettes(module)
+    _hold_palettes(module, qat)
     return module
 
 
@@ -183,10 +182,13 @@ def _palettes(parameters: Mapping[str, Origin]) -> dict[str, Origin]:
     return found
 
 
-def _hold_palettes(module: TrainableModule) -> None:
-    """Leave palettes as they are: no scale is trained either."""
+def _hold_palettes(module: TrainableModule, qat: Qat) -> None:
+    """Leave palettes as they are whose scales do not train either."""
     for name, origin in module.origins.items():
-        if origin.is_palette:
+        if not origin.is_palette:
+            continue
+        assert origin.latent is not None
+        if qat in ("off", "fixed") or not origin.latent.is_coarse:
             module.get_parameter(name).requires_grad_(False)
 
 

@@ -124,8 +124,12 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
         self.register_buffer(name, factors, persistent=False)
 
     def masks(self) -> dict[str, torch.Tensor]:
-        """Return the masks of parameters that have held zeros: 0 where they are, else 1."""
-        return {name: self.get_buffer(kept) for name, kept in self._kept.items()}
+        """Return the masks of weights that have held zeros: 0 where they are, else 1."""
+        found = {}
+        for name, kept in self._kept.items():
+            if not self.origins[name].is_palette:
+                found[name] = self.get_buffer(kept)
+        return found
 
     def constrain(self, grids: bool = True) -> None:
         """Set pruned weights to zero and clamp latents to their grids; call it after every step.

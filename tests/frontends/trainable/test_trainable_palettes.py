@@ -125,6 +125,13 @@ def test_palettes_train_with_the_scales(kind):
     np.testing.assert_allclose(again, forward, rtol=1e-5, atol=1e-4)
 
 
-def test_palettes_are_held_where_scales_are():
-    module = to_torch(model_with("Conv", 8))
+@pytest.mark.parametrize(("count", "qat"), [(8, "fixed"), (32, "weights")])
+def test_palettes_are_held_where_scales_are(count, qat):
+    module = to_torch(model_with("Conv", count), qat=qat)
     assert not module.w_q_palette.requires_grad
+
+
+def test_zeros_of_palettes_do_not_move():
+    module = to_torch(model_with("Conv", 8, kept=0.6), qat="weights")
+    assert module.w_q_palette.requires_grad
+    assert not module.masks()
