@@ -16,6 +16,7 @@ from ._core.ops import is_standard
 from ._core.rewrites import permit
 from ._core.schemas import schema_of, states_default
 from ._core.short_names import shorten_names
+from ._packing.constant_graph import is_own_name
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Strip(Pass):
     names: Literal["keep", "short"] = Option(
         "keep",
         "Names of nodes and of values between inputs and outputs: short gives values the shortest "
-        "ones, and nodes none. Goes behind pack, which makes values of its own.",
+        "ones, and nodes none.",
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
@@ -62,7 +63,7 @@ class Strip(Pass):
             for value in node.outputs:
                 counts["types"] += _forget_type(value)
         if self.names == "short":
-            counts["names"] = shorten_names(model)
+            counts["names"] = shorten_names(model, is_own_name)
         return PassOutcome(changed=counts.total(), stats=dict(counts))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
@@ -15,11 +15,11 @@ FIRST = string.ascii_letters
 FURTHER = string.ascii_letters + string.digits
 
 
-def shorten_names(model: ir.Model) -> int:
+def shorten_names(model: ir.Model, stays: Callable[[str], bool]) -> int:
     """Give values the shortest names, those that are read most the very shortest, and nodes none.
 
-    Inputs and outputs of the model keep theirs; so does everything in functions. Returns how many
-    names became shorter.
+    Inputs and outputs of the model keep theirs, and so do values whose name `stays`, and all that
+    is in functions. Returns how many names became shorter.
     """
     leave = permit("strip", "names", "the model")
     if leave is None:
@@ -33,7 +33,8 @@ def shorten_names(model: ir.Model) -> int:
     name = next(free)
     count = 0
     for value in sorted(values, key=lambda each: -len(each.uses())):
-        if value in kept or len(name) >= len(value.name or ""):
+        old = value.name or ""
+        if value in kept or len(name) >= len(old) or stays(old):
             continue
         value.name = name
         name = next(free)

@@ -43,7 +43,12 @@ def own_decoders(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _is_own(value: ir.Value | None) -> bool:
-    return value is None or _OWN_NAME.fullmatch(value.name or "") is not None
+    return value is None or is_own_name(value.name or "")
+
+
+def is_own_name(name: str) -> bool:
+    """True for a name that `pack` gives inside decoders, by which they are found again."""
+    return _OWN_NAME.fullmatch(name) is not None
 
 
 def results_of(nodes: Sequence[ir.Node]) -> list[ir.Value]:

@@ -8,7 +8,9 @@ import onnx_ir as ir
 import pytest
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core.short_names import short_names
+from onnx_opt.passes.pack import Pack
 from onnx_opt.passes.strip import Strip
+from onnx_opt.passes.unpack import restore_packed
 from quant_models import model_of, normal, outputs
 
 TEXT = """
@@ -129,6 +131,26 @@ def test_names_become_short_where_that_is_asked():
     onnx.checker.check_model(ir.to_proto(model))
     again = Strip(names="short").run(model, NullContext())
     assert not again.changed
+
+
+def test_what_pack_wrote_is_found_again_behind_short_names():
+    model = conv("group = 1")
+    weight = model.graph.initializers["w"]
+    sparse = np.zeros((4, 300, 3, 3), np.float32)
+    sparse[:, ::10] = 1
+    weight.const_value = ir.Tensor(sparse, name="w")
+    weight.shape = ir.Shape(sparse.shape)
+    model.graph.inputs[0].shape = ir.Shape(["N", 300, 8, 8])
+    feeds = {"x": normal(1, 300, 8, 8)}
+    before = outputs(model, feeds)
+    for passes in ("pack", "strip"), ("strip", "pack"):
+        packed = model.clone()
+        for name in passes:
+            pass_ = Pack() if name == "pack" else Strip(names="short")
+            assert pass_.run(packed, NullContext()).changed
+        np.testing.assert_array_equal(outputs(packed, feeds), before)
+        assert restore_packed(packed) == 1
+        assert len(packed.graph) == len(model.graph)
 
 
 def test_there_are_short_names_for_any_number_of_values():

@@ -65,7 +65,7 @@ SHOWN = "labels=0, flip=true, shift=4"
 MIXED = f"{SHOWN}, cutmix=1"
 MATCHED = f"{SHOWN}, checks=5, features=[auto]"
 FROM = "cifar10_resnet56"
-DEEP = "finetune(BUDGET), quant(palette, bits=2), finetune(BUDGET), pack, strip(names=short)"
+DEEP = "finetune(BUDGET), quant(palette, bits=2), finetune(BUDGET), strip(names=short)"
 """Deep Compression (arXiv:1510.00149) without labels: zeros, shared values, training of either."""
 
 CASES = [
