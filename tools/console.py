@@ -292,6 +292,8 @@ class StepTeller:
         self._next = self._began + self._seconds
         self._open: list[OpenStep] = []
         self._is_over = threading.Event()
+        # held while a line is written, and while the last step ends
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def telling(self, label: str, total: int = 0) -> Iterator[OpenStep]:
@@ -308,10 +310,11 @@ class StepTeller:
         try:
             yield step
         finally:
-            # before the step goes: nothing is told of no step
-            if is_outermost:
-                self._is_over.set()
-            self._open.pop()
+            with self._lock:
+                # nothing is told of no step
+                if is_outermost:
+                    self._is_over.set()
+                self._open.pop()
 
     def note(self, words: str) -> None:
         """Add words on the state to the step that was opened last."""
@@ -320,7 +323,11 @@ class StepTeller:
 
     def _tell(self, is_over: threading.Event) -> None:
         while not is_over.wait(max(self._next - time.monotonic(), 0)):
-            now = time.monotonic()
-            self._next = now + self._seconds
-            texts = [step.text(now) for step in self._open]
-            say(f"{now - self._began:.0f} s: {': '.join(texts)}")
+            with self._lock:
+                # the last step may have ended since
+                if is_over.is_set():
+                    return
+                now = time.monotonic()
+                self._next = now + self._seconds
+                texts = [step.text(now) for step in self._open]
+                say(f"{now - self._began:.0f} s: {': '.join(texts)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from click.testing import CliRunner
 from onnx_opt import CheckError, RefusedError, UsageError, optimize
@@ -365,6 +366,17 @@ def test_off_a_terminal_the_step_at_hand_is_told(capfd):
     # and no more once it is over
     time.sleep(0.1)
     assert capfd.readouterr().err == ""
+
+
+def test_nothing_is_told_once_the_last_step_is_over(capfd):
+    # lines without a pause: many steps end while one is being written
+    teller = StepTeller(seconds=0.0)
+    for _ in range(200):
+        with teller.telling("quant"):
+            time.sleep(0.0002)
+        capfd.readouterr()
+        time.sleep(0.0002)
+        assert capfd.readouterr().err == ""
 
 
 def test_a_step_tells_its_state_and_the_time_that_is_left():
