@@ -13,17 +13,10 @@ except ModuleNotFoundError as error:
         "torch", "not installed, and training needs it", "pip install 'onnx-opt[torch]'"
     ) from error
 
-from ._latents import ChannelValues, coarsest_grid
+from ._latents import coarsest_grid
 from ._weights import Origin
 from .build import to_torch
 from .module import TrainableModule
 from .write_back import write_back
 
-__all__ = [
-    "ChannelValues",
-    "Origin",
-    "TrainableModule",
-    "coarsest_grid",
-    "to_torch",
-    "write_back",
-]
+__all__ = ["Origin", "TrainableModule", "coarsest_grid", "to_torch", "write_back"]

@@ -16,7 +16,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ... import UsageError
-from ...passes._core.channel_palettes import channel_palettes_of
 from ...passes._core.graph import all_nodes
 from ...passes._core.integer_layers import IntegerLayer, integer_layers
 from ...passes._core.ops import SMALL_FLOATS
@@ -24,7 +23,8 @@ from ...passes._core.saturation import PAIR_LIMIT, offending
 from ._biases import integer_biases
 from ._constants import PASSING, constants_of, tensor_of
 from ._dtypes import RANGES
-from ._ops.quant import PairLimit
+from ._palettes import ChannelValues, palette_of
+from ._rounding import PairLimit
 
 D = ir.DataType
 Floats = NDArray[np.float64]
@@ -59,26 +59,12 @@ FEW = 16
 Measured in docs/decisions/2026-11-22-training-few-bits.md.
 """
 
-LEAST_REPEATS = 2
-"""Times that codes of a channel occur, in the mean, where they are a palette; chosen by hand."""
-
 IN_CELL = 0.49
 """Largest distance of a latent from its code, in steps: below a half, so that it rounds to it.
 
 Measured in docs/decisions/2026-11-22-trainable-graphs.md: starting outside of the cell undoes
 rounding that was chosen with data.
 """
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelValues:
-    """Codes that channels may have. `axis`: channels of the weight.
-
-    `values`: (tables, count), ascending, some perhaps twice; neighbouring channels share a table.
-    """
-
-    axis: int
-    values: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,23 +256,8 @@ def _plain(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | N
         step=step,
         start=codes,
         scale=_scale_of(value, codes.shape),
-        palette=_palette_of(tensor),
+        palette=palette_of(tensor),
     )
-
-
-def _palette_of(tensor: ir.TensorProtocol) -> ChannelValues | None:
-    """Few codes that channels have over and over; None where that may be chance."""
-    found = channel_palettes_of(tensor)
-    if found is None:
-        return None
-    shape = tuple(int(dim) for dim in tensor.shape.numpy())
-    # most of many zeros are pruned, and what is left is there once or twice
-    nonzeros = int(np.count_nonzero(tensor.numpy()))
-    if found.table.size * LEAST_REPEATS > nonzeros:
-        return None
-    values = np.sort(found.table, axis=1).astype(np.float64)
-    axis = 0 if found.layout.outer == 1 else len(shape) - 1
-    return ChannelValues(axis, values)
 
 
 def _users(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
@@ -607,36 +578,7 @@ def _cells(latent: Latent) -> tuple[Floats, Floats]:
     if palette is None:
         margin = latent.step * IN_CELL
         return start - margin, start + margin
-    values = palette.values
-    bounds = _bounds(values)
-    channels_first = np.moveaxis(start, palette.axis, 0)
-    rows = channels_first.reshape(len(values), -1)
-    lowest = np.empty(rows.shape)
-    highest = np.empty(rows.shape)
-    for index, row in enumerate(rows):
-        own_bounds = bounds[index]
-        # a value that is there twice has one cell
-        places = np.searchsorted(own_bounds, row)
-        lowest[index] = own_bounds[places - 1]
-        highest[index] = own_bounds[places]
-    share = IN_CELL * 2
-    ends = []
-    for rows_of_ends in (lowest, highest):
-        distances = rows_of_ends - rows
-        moved = rows + share * distances
-        shaped = moved.reshape(channels_first.shape)
-        end = np.moveaxis(shaped, 0, palette.axis)
-        ends.append(end)
-    return ends[0], ends[1]
-
-
-def _bounds(values: Floats) -> Floats:
-    """Bounds of the cells of ascending values: (channels, n) -> (channels, n + 1)."""
-    far = np.full((len(values), 1), np.inf)
-    lower = values[:, :-1]
-    upper = values[:, 1:]
-    between = (upper + lower) / 2
-    return np.concatenate([-far, between, far], axis=1)
+    return palette.cells(start, share=2 * IN_CELL)
 
 
 def _original_name(name: str, originals: Mapping[str, NDArray[Any]]) -> str | None:

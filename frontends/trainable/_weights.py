@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import keyword
 import re
 from collections.abc import Collection
@@ -116,8 +117,8 @@ class Origin:
         name = self.value.name or ""
         return f"{name} (palette)" if self.is_palette else name
 
-    @property
-    def range(self) -> tuple[float, float] | None:
+    @functools.cached_property
+    def limits(self) -> tuple[float, float] | None:
         """Lowest and highest number that the parameter may be; None for any.
 
         Values of a palette keep to the range of the whole weight: beyond it codes might saturate.
@@ -127,8 +128,7 @@ class Origin:
             return None
         if self.is_palette:
             assert latent.palette is not None
-            values = latent.palette.values
-            return float(values.min()), float(values.max())
+            return latent.palette.range
         return latent.low, latent.high
 
 

@@ -20,8 +20,8 @@ from ._gradient_flow import cuts_of
 from ._latents import find_latents, scales_of
 from ._layout import laid_out
 from ._ops.cast import small_float
-from ._ops.quant import on_grid, on_palette, softened, within_limit
 from ._program import Known, Program
+from ._rounding import on_grid, on_palette, softened, within_limit
 from ._scope import Scope
 from ._weights import Origin, attribute_name, trainable_values
 from .module import ATTRIBUTES, Provenance, TrainableModule, palette_name

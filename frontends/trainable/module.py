@@ -144,8 +144,8 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
                 return
             # outside of its grid a latent gets no gradient, and would never come back
             for name, origin in self.origins.items():
-                if origin.range is not None:
-                    self.get_parameter(name).clamp_(*origin.range)
+                if origin.limits is not None:
+                    self.get_parameter(name).clamp_(*origin.limits)
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
         """Make optimizer groups in which one step moves weights equally far, whatever their grid.

@@ -12,7 +12,7 @@ from ...passes._core.graph import Names
 from ._biases import tie_biases
 from ._constants import stored_tensor
 from ._dtypes import from_carrier
-from ._ops.quant import on_grid, on_palette, within_limit
+from ._rounding import on_grid, on_palette, within_limit
 from ._weights import Origin, setting_uses
 from .module import TrainableModule, palette_name
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ... import RefusedError
 from ...passes._core.patterns import left_out
 from ...passes._core.training_recipe import TrainingRecipe
-from ..trainable import ChannelValues, TrainableModule, to_torch, write_back
+from ..trainable import TrainableModule, to_torch, write_back
 from .device import channels_last
 from .normalize import Feeds, Normalized, normalized
 from .presets import soft_part
@@ -347,26 +347,14 @@ def _code_bounds(module: TrainableModule) -> dict[str, tuple[Tensor, Tensor]]:
             continue
         start = module.get_parameter(name).detach()
         if latent.palette is not None:
-            bounds[name] = _values_beside(start, latent.palette)
+            below, above = latent.palette.beside(start.double().cpu().numpy())
+            sides = torch.from_numpy(below), torch.from_numpy(above)
+            bounds[name] = sides[0].to(start), sides[1].to(start)
             continue
         steps = (start - latent.low) / latent.step
         low = torch.floor(steps) * latent.step + latent.low
         bounds[name] = (low, low + latent.step)
     return bounds
-
-
-def _values_beside(start: Tensor, palette: ChannelValues) -> tuple[Tensor, Tensor]:
-    """Return the values of a palette below and above each latent; beyond its ends twice the end."""
-    values = torch.from_numpy(palette.values).to(start)
-    channels_first = start.movedim(palette.axis, 0)
-    rows = channels_first.reshape(len(values), -1).contiguous()
-    above = torch.searchsorted(values, rows)
-    last = values.shape[1] - 1
-    sides = []
-    for index in (above - 1, above):
-        side = values.gather(1, index.clamp(0, last)).reshape(channels_first.shape)
-        sides.append(side.movedim(0, palette.axis))
-    return sides[0], sides[1]
 
 
 def _start_inside_cells(module: TrainableModule, coded: TrainableModule) -> None:

@@ -7,10 +7,13 @@ gradients grow, from zero; fewer each time.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from ..trainable import TrainableModule
+
+Tensor = Any
 
 EVERY = 100
 """Steps between two exchanges, as in the paper."""
@@ -24,9 +27,12 @@ def exchanged_share(regrow: float, steps: int, progress: float) -> float:
 
     `regrow`: that share at first. `steps`: done so far. `progress`: point of the run, 0 to 1.
     """
-    if not regrow or not steps or steps % EVERY or progress >= LAST:
+    if not regrow or not steps:
         return 0.0
-    return regrow / 2 * (1 + math.cos(math.pi * progress / LAST))
+    if steps % EVERY or progress >= LAST:
+        return 0.0
+    angle = math.pi * progress / LAST
+    return regrow / 2 * (1 + math.cos(angle))
 
 
 def exchange(module: TrainableModule, share: float) -> int:
@@ -36,20 +42,31 @@ def exchange(module: TrainableModule, share: float) -> int:
     """
     total = 0
     with torch.no_grad():
-        for name, kept in module.masks().items():
+        for name, mask in module.masks().items():
             parameter = module.get_parameter(name)
             if parameter.grad is None:
                 continue
-            held = kept == 0
-            count = min(round(share * float(kept.sum())), int(held.sum()))
-            sizes = parameter.abs().masked_fill(held, math.inf)
-            smallest = sizes.flatten().topk(count, largest=False).indices
-            gradients = parameter.grad.abs().masked_fill(~held, -1.0)
-            steepest = gradients.flatten().topk(count).indices
-            places = (kept != 0).flatten()
-            places[smallest] = False
-            places[steepest] = True
-            module.mask(name, places.view(kept.shape))
+            kept = mask != 0
+            nonzeros = int(kept.sum())
+            zeros = kept.numel() - nonzeros
+            count = min(round(share * nonzeros), zeros)
+            places = _exchanged(parameter, kept, count)
+            module.mask(name, places)
             total += count
+        # what went is zero from now on
         module.constrain(grids=False)
     return total
+
+
+def _exchanged(parameter: Tensor, kept: Tensor, count: int) -> Tensor:
+    """Return `kept` without the smallest weights, and with the places of the largest gradients."""
+    sizes = parameter.abs()
+    sizes = sizes.masked_fill(~kept, math.inf)
+    smallest = sizes.flatten().topk(count, largest=False)
+    gradients = parameter.grad.abs()
+    gradients = gradients.masked_fill(kept, -1.0)
+    steepest = gradients.flatten().topk(count)
+    places = kept.flatten()
+    places[smallest.indices] = False
+    places[steepest.indices] = True
+    return places.view(kept.shape)

@@ -11,10 +11,11 @@ import onnx_ir as ir
 from ... import CheckError
 from ...passes._core.outcome import Chosen, Stat
 from ...passes._core.training_recipe import TrainingRecipe
+from .account import Account, Stop, StopReason
 from .blocks import reconstruct
 from .choices import has_budget
 from .data import TooFewSamples, TrainingBatch
-from .loop import Account, Loop, Stop, StopReason
+from .loop import Loop
 from .prepare import training_session
 from .score import Score
 from .session import Environment, TrainingSession

@@ -10,6 +10,8 @@ et al., Up or Down?, ICML 2020 (arXiv:2004.10568), section 3.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -99,12 +101,12 @@ class _PaletteDescent:
 
     def codes(self) -> Floats:
         """The code of each weight: (groups, channels, K)."""
-        return np.take_along_axis(self._values, self._places, axis=2)
+        return _taken(self._values, self._places)
 
     def choose_codes(self) -> None:
         """Give each weight in turn the value that makes the error least, all channels at once."""
         levels: Floats = self._values * self.scales[:, :, None]
-        chosen = np.take_along_axis(levels, self._places, axis=2)
+        chosen = _taken(levels, self._places)
         width = self._weights.shape[2]
         for start in range(0, width, BLOCK):
             stop = min(start + BLOCK, width)
@@ -134,12 +136,15 @@ class _PaletteDescent:
             wanted = now - step
             distances = np.abs(levels - wanted[:, :, None])
             nearest = distances.argmin(axis=2)
-            place = np.where(is_zero[:, :, column], places[:, :, column], nearest)
-            new = np.take_along_axis(levels, place[:, :, None], axis=2)
+            held = is_zero[:, :, column]
+            place = np.where(held, places[:, :, column], nearest)
+            new = _taken(levels, place[:, :, None])
             moves = new - now[:, :, None]
             places[:, :, column] = place
             chosen[:, :, column] = new[:, :, 0]
-            slope += moves * inner[:, None, column]
+            # the columns still to come make up for the move
+            coupling = inner[:, None, column]
+            slope += moves * coupling
 
     def fit_values(self) -> None:
         """Fit palettes to their codes: in whole numbers within reach, where that is better."""
@@ -177,10 +182,13 @@ class _PaletteDescent:
         choices = np.eye(count, dtype=np.float32)
         for channel in range(channels):
             scale = self.scales[:, channel, None, None]
-            used = choices[self._places[:, channel]] * scale
+            places = self._places[:, channel]
+            # which weights take which value, as the scale weighs them
+            used = choices[places] * scale
             across = used.transpose(0, 2, 1)
             squares[:, channel] = across @ self._hessian @ used
-            product = across @ wanted[:, channel, :, None]
+            own = wanted[:, channel, :, None]
+            product = across @ own
             products[:, channel] = product[:, :, 0]
         return squares, products
 
@@ -201,6 +209,11 @@ class _PaletteDescent:
         difference = restored - self._weights
         weighted = difference @ self._hessian
         return np.asarray((weighted * difference).sum(axis=2))
+
+
+def _taken(values: Floats, places: NDArray[Any]) -> Floats:
+    """Values (…, count) at places (…, K): (…, K)."""
+    return np.take_along_axis(values, places, axis=-1)
 
 
 def _places_of(codes: Codes, values: Codes) -> NDArray[np.int8]:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx_opt.frontends.trainable import to_torch, write_back
-from onnx_opt.frontends.trainable._ops.quant import PairLimit, on_grid, within_limit
+from onnx_opt.frontends.trainable._rounding import PairLimit, on_grid, within_limit
 from onnx_opt.passes._core.saturation import (
     keep_within,
     kernel_pairs,

@@ -6,7 +6,8 @@ import pytest
 import torch
 from onnx_opt.frontends.trainable import to_torch, write_back
 from onnx_opt.frontends.trainable._latents import find_latents
-from onnx_opt.frontends.trainable._ops.quant import on_palette
+from onnx_opt.frontends.trainable._palettes import ChannelValues
+from onnx_opt.frontends.trainable._rounding import on_palette
 from trainable_models import conv_of_codes, ir_model, matmul_of_codes, normal
 
 LAYERS = {
@@ -135,3 +136,11 @@ def test_zeros_of_palettes_do_not_move():
     module = to_torch(model_with("Conv", 8, kept=0.6), qat="weights")
     assert module.w_q_palette.requires_grad
     assert not module.masks()
+
+
+def test_the_two_values_beside_a_number():
+    palette = ChannelValues(1, np.array([[-3.0, 0.0, 5.0], [-1.0, 1.0, 1.0]]))
+    numbers = np.array([[-9.0, 0.4], [1.0, 3.0], [0.0, -0.2]])
+    below, above = palette.beside(numbers)
+    assert below.tolist() == [[-3.0, -1.0], [0.0, 1.0], [-3.0, -1.0]]
+    assert above.tolist() == [[-3.0, 1.0], [5.0, 1.0], [0.0, 1.0]]

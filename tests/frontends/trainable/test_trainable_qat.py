@@ -11,7 +11,7 @@ import torch
 from onnx_opt import UsageError, optimize
 from onnx_opt.frontends.onnx_file import load
 from onnx_opt.frontends.trainable import to_torch, write_back
-from onnx_opt.frontends.trainable._ops.quant import on_grid
+from onnx_opt.frontends.trainable._rounding import on_grid
 from onnx_opt.passes._core.graph import Names
 from onnx_opt.passes._quant.inserter import Inserter
 from onnx_opt.passes._quant.packing import (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from onnx_opt.frontends.trainable import to_torch
-from onnx_opt.frontends.trainable._ops.quant import PairLimit, within_limit
+from onnx_opt.frontends.trainable._rounding import PairLimit, within_limit
 from onnx_opt.passes._core.saturation import kernel_pairs
 from trainable_models import difference, ir_model, normal
 

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from onnx_opt.frontends.trainable import ChannelValues, to_torch
+from onnx_opt.frontends.trainable import to_torch
 from onnx_opt.frontends.training.blocks import GraphBlock, find_blocks
-from onnx_opt.frontends.training.learner import Learner, _values_beside
+from onnx_opt.frontends.training.learner import Learner
 from onnx_opt.frontends.training.optimizer import parameter_groups
 from onnx_opt.frontends.training.presets import completed, soft_part
 from onnx_opt.frontends.training.separators import Separator, separators
@@ -399,11 +399,3 @@ def test_a_channel_without_weights_sets_no_rate_for_the_others():
     (bias,) = (g for g in groups if g["params"][0] is module.b_q)
     # biases of 0.5 and -1 move by about 0.004 of their size, not by millions of codes
     assert 0.001 < bias["full"] * 0.01 < 0.01
-
-
-def test_blocks_choose_between_the_two_values_of_a_palette_that_are_nearest():
-    palette = ChannelValues(1, np.array([[-3.0, 0.0, 5.0], [-1.0, 1.0, 1.0]]))
-    start = torch.tensor([[-9.0, 0.4], [1.0, 3.0], [0.0, -0.2]])
-    low, high = _values_beside(start, palette)
-    assert low.tolist() == [[-3.0, -1.0], [0.0, 1.0], [-3.0, -1.0]]
-    assert high.tolist() == [[-3.0, 1.0], [5.0, 1.0], [0.0, 1.0]]
