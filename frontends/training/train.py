@@ -17,6 +17,7 @@ from .choices import has_budget
 from .data import TooFewSamples, TrainingBatch
 from .loop import Loop
 from .prepare import training_session
+from .regrowth import EVERY
 from .score import Score
 from .session import Environment, TrainingSession
 
@@ -107,6 +108,11 @@ def _outcome(session: TrainingSession, account: Account) -> Trained:
     stop = account.stop
     if stop is not None and stop.reason is StopReason.NOT_FINITE:
         warnings.append(_not_finite_warning(stop, account.best_step))
+    if session.recipe.regrow and not account.regrown:
+        warnings.append(
+            "regrow: no zeros changed places, since no weight that trains was pruned or the "
+            f"training had no more than {EVERY} steps"
+        )
     learner = session.learner
     # recalibrated statistics may have made a state better without a step
     if account.best_step == 0 and learner.statistics is None:

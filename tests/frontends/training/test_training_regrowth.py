@@ -67,6 +67,12 @@ def test_zeros_at_the_wrong_places_move(often):
     assert scores[0.3] > scores[0.0]
 
 
+def test_a_graph_without_zeros_is_told_that_none_moved(often):
+    student = model_of(MLP, seed=1)
+    result = trained(student, model_of(MLP), batches(rows()), regrow=0.3)
+    assert any("no zeros changed places" in warning for warning in result.warnings)
+
+
 def test_stored_integers_keep_their_number_of_zeros(often):
     teacher = model_of(MLP)
     sparse = pruned_by_lot(teacher, 0.7)
