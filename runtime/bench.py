@@ -5,6 +5,8 @@ They are timed in turns in one process, so that a busy machine troubles all alik
 
 from __future__ import annotations
 
+import glob
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +41,14 @@ _BRIEF_ROUNDS = 8
 """Seconds and rounds at the least that figures take where nothing is to be decided. Chosen by hand;
 not measured.
 """
+
+LARGE = 256 << 20
+"""Bytes of a model file (256 MiB) above which it is timed without another one in memory. Chosen by
+hand: two models and what runs them may be more than the machine has.
+"""
+
+_TURNS = 4
+"""Turns of each of two models that are timed one at a time. Chosen by hand; not measured."""
 
 _LOADS = 3
 """Loads that are timed. Chosen by hand; not measured."""
@@ -122,15 +132,12 @@ def paired_latency(
 ) -> PairedLatency:
     """Time two sessions in turns until it is decided whether the second is slower than `limit`.
 
-    `limit`: ratio to the first's time. Errors: as those of the worker's calls.
+    `limit`: ratio to the first's time. Errors: as those of the worker's calls, and of loading.
     """
     batches = [dict(batch) for batch in feeds]
-    handles = [first.handle(), second.handle()]
 
     def time_rounds(seconds: float, least: int) -> NDArray[np.float64]:
-        both = [batches, batches]
-        times = _timed(first.worker, handles, both, seconds, least, _MAX_ROUNDS)
-        return np.array(times)
+        return _in_turns(first, second, batches, seconds, least)
 
     times, ratio = timed_until_decided(time_rounds, limit)
     first_ms, second_ms = np.median(times, axis=1)
@@ -142,17 +149,73 @@ def brief_latency(
 ) -> PairedLatency:
     """Time two sessions in turns, too shortly to tell one of them from the other: no ratio."""
     batches = [dict(batch) for batch in feeds]
-    handles = [first.handle(), second.handle()]
+    times = _in_turns(first, second, batches, _BRIEF_SECONDS, _BRIEF_ROUNDS)
+    first_ms, second_ms = np.median(times, axis=1)
+    return PairedLatency(float(first_ms), float(second_ms), None)
+
+
+def _in_turns(
+    first: Session,
+    second: Session,
+    batches: list[dict[str, NDArray[Any]]],
+    seconds: float,
+    least: int,
+) -> NDArray[np.float64]:
+    """Times of two sessions in ms, (2, rounds), of which there are at least so many."""
+    if is_large(first.path) or is_large(second.path):
+        return _one_at_a_time(
+            first,
+            second,
+            batches,
+            seconds,
+            least,
+        )
     times = _timed(
         first.worker,
-        handles,
+        [first.handle(), second.handle()],
         [batches, batches],
-        _BRIEF_SECONDS,
-        _BRIEF_ROUNDS,
+        seconds,
+        least,
         _MAX_ROUNDS,
     )
-    own, other = times
-    return PairedLatency(float(np.median(own)), float(np.median(other)), None)
+    return np.array(times)
+
+
+def _one_at_a_time(
+    first: Session,
+    second: Session,
+    batches: list[dict[str, NDArray[Any]]],
+    seconds: float,
+    least: int,
+) -> NDArray[np.float64]:
+    """The same with one model in memory at a time: some runs of each, and then of the other."""
+    parts: list[NDArray[np.float64]] = []
+    for turn in range(_TURNS):
+        pair = (first, second)
+        runs: dict[Session, NDArray[np.float64]] = {}
+        # the order alternates: what is loaded already goes first
+        for session in pair if turn % 2 == 0 else pair[::-1]:
+            other = second if session is first else first
+            other.close()
+            (runs[session],) = _timed(
+                session.worker,
+                [session.handle()],
+                [batches],
+                seconds / (2 * _TURNS),
+                math.ceil(least / _TURNS),
+                _MAX_ROUNDS,
+            )
+        rounds = min(len(own) for own in runs.values())
+        part = np.stack([runs[session][:rounds] for session in pair])
+        parts.append(part)
+    return np.concatenate(parts, axis=1)
+
+
+def is_large(path: Path) -> bool:
+    """True for a model that is timed without another one in memory."""
+    # weights in files beside it have its name in front
+    files = path.parent.glob(f"{glob.escape(path.name)}*")
+    return sum(file.stat().st_size for file in files) > LARGE
 
 
 def _timed(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .compare import QUANTITIES, has_classes, has_labels
+from .compare import PIECE, QUANTITIES, has_classes, has_labels
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -130,21 +130,36 @@ def _clear_choices(
     if not has_classes(y) or y.ndim > 3:
         return nothing, nothing
     classes = y.shape[-1]
-    rows = y.reshape(-1, classes).astype(np.float32)
+    rows = y.reshape(-1, classes)
+    others = z.reshape(rows.shape)
     is_clear = _has_clear_lead(rows)
-    others = z.reshape(rows.shape).astype(np.float32)
-    before = rows[is_clear]
-    after = others[is_clear]
-    return before.argmax(-1), after.argmax(-1)
+    before = _as_floats(rows).argmax(-1)
+    after = _as_floats(others).argmax(-1)
+    return before[is_clear], after[is_clear]
 
 
-def _has_clear_lead(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _as_floats(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Half-precision values, which numpy knows little of, as float32; others as they are."""
+    return values.astype(np.float32, copy=False)
+
+
+def _has_clear_lead(rows: NDArray[Any]) -> NDArray[np.bool_]:
     """Mask of the rows whose largest value leads clearly: (rows, classes) -> (rows,)."""
-    parted = np.partition(rows, -2)
-    largest = parted[:, -2:]
-    second, first = largest.T
-    squares = np.square(rows, dtype=np.float64)
-    scale = np.sqrt(np.mean(squares))
+    count, classes = rows.shape
+    first = np.empty(count, np.float32)
+    second = np.empty(count, np.float32)
+    power = 0.0
+    # some rows at a time: all would be copied several times
+    together = max(PIECE // classes, 1)
+    for start in range(0, count, together):
+        part = slice(start, start + together)
+        values = _as_floats(rows[part])
+        parted = np.partition(values, -2)
+        second[part] = parted[:, -2]
+        first[part] = parted[:, -1]
+        squares = np.square(values, dtype=np.float64)
+        power += float(squares.sum())
+    scale = math.sqrt(power / rows.size)
     lead = first - second
     is_clear: NDArray[np.bool_] = lead >= LEAD * scale
     # of zeros alone nothing leads

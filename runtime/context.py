@@ -28,7 +28,7 @@ from ..passes._core.latency import SLOWER, LatencyRatio
 from ..passes._core.scratch import scratch_folder
 from ._worker.ipc import Observation
 from .batching import RowLimit, micro_batches
-from .bench import paired_latency
+from .bench import is_large, paired_latency
 from .body_values import with_body_values
 from .calibrate import DerivedTap
 from .difference import difference
@@ -143,7 +143,7 @@ class RunContext:
             return None
         with (
             self.progress("time candidates", 1),
-            self._opened(model, other) as (first, second),
+            self._opened(model, other, together=False) as (first, second),
         ):
             return paired_latency(first, second, self._latency_feeds, limit).ratio
 
@@ -189,10 +189,13 @@ class RunContext:
         self.float_form = model.clone()
 
     @contextlib.contextmanager
-    def _opened(self, *models: ir.Model) -> Iterator[list[Session]]:
+    def _opened(
+        self, *models: ir.Model, together: bool = True
+    ) -> Iterator[list[Session]]:
         """Open a session of each model on the run's provider.
 
-        Files and sessions go when the block ends.
+        Files and sessions go when the block ends. `together`: all stay loaded; otherwise large ones
+        are loaded anew by their next use.
         """
         assert self._provider is not None
         sessions: list[Session] = []
@@ -205,6 +208,8 @@ class RunContext:
                         self.worker, path, self._provider, threads=self._threads
                     )
                     sessions.append(session)
+                    if not together and is_large(path):
+                        session.close()
                 yield sessions
             finally:
                 for session in sessions:

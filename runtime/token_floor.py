@@ -6,7 +6,7 @@ perplexity of 37 to one of 90, and one that kept 5.1 dB from 32 to 56.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,25 +31,26 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def token_problem(
-    feeds: Sequence[Arrays], before: Sequence[Arrays], after: Sequence[Arrays]
+    feeds: Sequence[Arrays], before: Iterable[Arrays], after: Iterable[Arrays]
 ) -> str | None:
     """Say how much worse the next tokens of feeds are predicted; None where it is no problem.
 
-    `before`, `after`: outputs of the original and of the result on each of the feeds. None, too,
-    where the original does not predict next tokens.
+    `before`, `after`: outputs of the original and of the result on each of the feeds, one batch at
+    a time: logits are large. None, too, where the original does not predict next tokens.
     """
     name = tokens_input(_infos(feeds[0]))
     if name is None:
         return None
     if any(name not in each for each in feeds):
         return None
-    output = logits_output(_infos(before[0]))
-    logits = [outputs[output] for outputs in before]
-    vocabulary = _vocabulary(logits[0])
+    output = logits_output(_infos(next(iter(before))))
     labels = []
-    for each, of_original in zip(feeds, logits, strict=True):
+    vocabulary = 0
+    for each, outputs in zip(feeds, before, strict=True):
         tokens = each[name]
-        if of_original.shape != (*tokens.shape, vocabulary):
+        shape = outputs[output].shape
+        vocabulary = vocabulary or _vocabulary(shape)
+        if shape != (*tokens.shape, vocabulary):
             return None
         if not _are_words(tokens, vocabulary):
             return None
@@ -57,12 +58,11 @@ def token_problem(
         labels.append(following)
     if not any(_has_label(each) for each in labels):
         return None
-    changed_logits = [outputs[output] for outputs in after]
-    first = _perplexity(logits, labels)
-    last = _perplexity(changed_logits, labels)
+    first = _perplexity(before, output, labels)
     of_guesses = GUESSES * vocabulary
     if not first <= of_guesses:
         return None
+    last = _perplexity(after, output, labels)
     most = MOST * first
     if last <= most:
         return None
@@ -72,12 +72,9 @@ def token_problem(
     )
 
 
-def _vocabulary(logits: NDArray[Any]) -> int:
+def _vocabulary(shape: Sequence[int]) -> int:
     """Number of tokens that logits (N, T, V) tell apart; 0 for another shape."""
-    if logits.ndim != 3:
-        return 0
-    vocabulary: int = logits.shape[-1]
-    return vocabulary
+    return shape[-1] if len(shape) == 3 else 0
 
 
 def _are_words(tokens: NDArray[Any], vocabulary: int) -> bool:
@@ -104,9 +101,11 @@ def _infos(arrays: Arrays) -> list[TensorInfo]:
 
 
 def _perplexity(
-    logits: Sequence[NDArray[Any]], labels: Sequence[NDArray[np.int64]]
+    batches: Iterable[Arrays], output: str, labels: Sequence[NDArray[np.int64]]
 ) -> float:
     metric = metric_named("perplexity")
-    pairs = [([each], truth) for each, truth in zip(logits, labels, strict=True)]
-    score = metric.score(pairs)
-    return score.value
+    pairs = (
+        ([outputs[output]], truth)
+        for outputs, truth in zip(batches, labels, strict=True)
+    )
+    return metric.score(pairs).value

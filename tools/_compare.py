@@ -19,9 +19,10 @@ from ..runtime.compare import DriftMeter
 from ..runtime.drift_words import ON_DATA, Bounds, word_of
 from ..runtime.feeds import Feeds, open_feeds
 from ..runtime.hardware import Hardware, hardware
+from ..runtime.held_outputs import Arrays, HeldOutputs
 from ..runtime.session import Session, open_session
 from ..runtime.worker import Worker
-from ._run.drift import Arrays, Outputs, synthetic_batches
+from ._run.drift import synthetic_batches
 from ._run.kernels import (
     Kernels,
     SaturatingPairs,
@@ -45,7 +46,7 @@ class Side:
     path: Path
     model: ir.Model
     session: Session
-    outputs: Outputs = field(default_factory=list)
+    outputs: HeldOutputs = field(default_factory=HeldOutputs)
 
     @classmethod
     def of(cls, worker: Worker, path: Path, threads: int) -> Side:

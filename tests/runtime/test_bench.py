@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from onnx_opt import UsageError
+from onnx_opt.runtime import bench
 from onnx_opt.runtime.bench import Latency, brief_latency, interleaved, peak_memory
 from onnx_opt.runtime.feeds import synthetic_feeds
 from onnx_opt.runtime.session import open_session
@@ -78,3 +79,37 @@ def test_a_brief_timing_has_figures_and_no_ratio(worker, write):
     found = brief_latency(light, heavy, [batch.feeds])
     assert 0 < found.first_ms < found.second_ms
     assert found.ratio is None
+
+
+def test_large_models_are_timed_with_one_in_memory(worker, write, monkeypatch):
+    monkeypatch.setattr(bench, "LARGE", 0)
+    light = open_session(worker, write(LIGHT, "light.onnx"), threads=1)
+    heavy = open_session(worker, write(HEAVY, "heavy.onnx"), threads=1)
+    open_at_once = []
+    timed = bench._timed
+
+    def watched(*arguments):
+        open_at_once.append([light._is_open(), heavy._is_open()])
+        return timed(*arguments)
+
+    monkeypatch.setattr(bench, "_timed", watched)
+    batches = [batch.feeds for batch in feeds(light, 512)]
+
+    found = bench.paired_latency(light, heavy, batches)
+
+    assert found.ratio is not None
+    assert found.ratio.verdict() == "slower"
+    assert found.first_ms < found.second_ms
+    assert [True, True] not in open_at_once
+    assert {(True, False), (False, True)} == {tuple(each) for each in open_at_once}
+
+
+def test_weights_in_files_beside_it_make_a_model_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "LARGE", 1000)
+    path = tmp_path / "model[1].onnx"
+    path.write_bytes(b"x" * 400)
+    assert not bench.is_large(path)
+
+    (tmp_path / "model[1].onnx.data").write_bytes(b"x" * 700)
+
+    assert bench.is_large(path)

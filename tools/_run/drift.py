@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from ... import OnnxOptError, RefusedError
 from ...runtime.choices import ChoiceMeter, Choices
-from ...runtime.compare import Drift, DriftMeter
+from ...runtime.compare import Drift, DriftMeter, pieces
 from ...runtime.feeds import candidate_feeds, synthetic_feeds
+from ...runtime.held_outputs import Arrays, HeldOutputs
 from ...runtime.session import Session
 from ...runtime.table_rows import NO_ROW
 from ...runtime.tolerance import FLOAT32, NOISE_FACTOR, Tolerance
 
-Arrays = Mapping[str, NDArray[Any]]
-Outputs = list[dict[str, NDArray[Any]]]
-"""Outputs by name, one dict a batch."""
+Outputs = Iterable[Arrays]
+"""Outputs by name, one mapping a batch; iterated as often as wanted."""
 
 TOKENS = 256
 """Length of the made-up sequences from which passes take the statistics of what layers read."""
@@ -46,7 +46,7 @@ class Reference:
         open_session: Callable[[Path, bool], Session],
         batches: Sequence[Arrays],
         path: Path,
-        original: Outputs,
+        original: HeldOutputs,
     ) -> None:
         self._open = open_session
         self.batches = batches
@@ -63,14 +63,14 @@ class Reference:
         finally:
             session.close()
 
-    def outputs(self, path: Path, optimize: bool = True) -> Outputs:
+    def outputs(self, path: Path, optimize: bool = True) -> HeldOutputs:
         """Outputs of the model at `path`. Errors: RefusedError, WorkerDied, RemoteError."""
         with self.opened(path, optimize) as session:
             return self.outputs_of(session)
 
-    def outputs_of(self, session: Session) -> Outputs:
+    def outputs_of(self, session: Session) -> HeldOutputs:
         """Outputs of a session's model. Errors: WorkerDied, RemoteError."""
-        return [session.run(feeds) for feeds in self.batches]
+        return HeldOutputs(session.run(feeds) for feeds in self.batches)
 
     def noise_of(self, path: Path, outputs: Outputs) -> dict[str, Drift]:
         """Drift, per output, of a model's `outputs` from its own without graph optimizations.
@@ -109,11 +109,10 @@ class Reference:
             }
         if not zeros:
             return drift
-        cleaned = [
-            {**got, **{name: expected[name] for name in zeros}}
-            for expected, got in zip(self.original, outputs, strict=True)
-        ]
-        return meter(self.original, cleaned)
+        drift = DriftMeter()
+        for expected, got in zip(self.original, outputs, strict=True):
+            drift.update(expected, {**got, **{name: expected[name] for name in zeros}})
+        return drift
 
 
 def _is_zero(drift: Drift) -> bool:
@@ -157,9 +156,9 @@ def inexact(
     except OnnxOptError as error:
         return f"{error.where}: {error.problem}"
     for name, drift in drifts.items():
-        magnitudes = [_magnitude(batch[name]) for batch in reference]
         # outputs smaller than 1 are judged by absolute error
-        allowed = tolerance.max_abs * max(1.0, *magnitudes)
+        largest = max([1.0, *(_magnitude(batch[name]) for batch in reference)])
+        allowed = tolerance.max_abs * largest
         least_sqnr = tolerance.sqnr_db
         own = noise.get(name) if noise else None
         if own is not None:
@@ -184,19 +183,30 @@ def inexact(
 def _magnitude(array: NDArray[Any]) -> float:
     """Largest finite |x|; 0 for texts and for arrays without finite elements."""
     # V is how numpy sees the small floats of ml_dtypes, bfloat16 among them
-    if array.dtype.kind not in "fiuV" or not array.size:
+    if array.dtype.kind not in "fiuV":
         return 0.0
-    values = np.abs(array.astype(np.float64))
-    finite = values[np.isfinite(values)]
-    return float(finite.max()) if finite.size else 0.0
+    largest = 0.0
+    for values in _in_pieces(array):
+        finite = values[np.isfinite(values)]
+        highest = np.abs(finite).max(initial=0.0)
+        largest = max(largest, float(highest))
+    return largest
+
+
+def _in_pieces(array: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+    """All values, some at a time, in float64."""
+    flat = array.reshape(-1)
+    for piece in pieces(flat.size):
+        yield flat[piece].astype(np.float64)
 
 
 def all_finite(outputs: Outputs) -> bool:
     """True if every float output holds only finite numbers."""
     for batch in outputs:
         for array in batch.values():
-            is_float = array.dtype.kind in "fV"
-            if is_float and not np.isfinite(array.astype(np.float64)).all():
+            if array.dtype.kind not in "fV":
+                continue
+            if not all(np.isfinite(values).all() for values in _in_pieces(array)):
                 return False
     return True
 
@@ -209,7 +219,7 @@ def none_finite(outputs: Outputs) -> bool:
             if array.dtype.kind not in "fV" or not array.size:
                 continue
             has_floats = True
-            if np.isfinite(array.astype(np.float64)).any():
+            if any(np.isfinite(values).any() for values in _in_pieces(array)):
                 return False
     return has_floats
 
@@ -230,7 +240,7 @@ class NoFiniteOutputs(RefusedError):
     """A model that no kind of synthetic feeds suits."""
 
 
-def synthetic_batches(session: Session, seed: int) -> tuple[list[Arrays], Outputs]:
+def synthetic_batches(session: Session, seed: int) -> tuple[list[Arrays], HeldOutputs]:
     """A few synthetic batches on which a model gives finite outputs, and those outputs.
 
     Errors: NoFiniteOutputs, with the runtime's reason, if no kind of synthetic feeds suits the
@@ -241,7 +251,7 @@ def synthetic_batches(session: Session, seed: int) -> tuple[list[Arrays], Output
     for feeds in candidate_feeds(session.inputs, seed, path=session.path):
         try:
             batches = first_batches(batch.feeds for batch in feeds)
-            outputs = [session.run(batch) for batch in batches]
+            outputs = HeldOutputs(session.run(batch) for batch in batches)
         except OnnxOptError as error:
             # this kind of feeds is not for this model; the next may be
             reasons.append(" ".join(error.problem.split()))

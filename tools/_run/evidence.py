@@ -17,6 +17,7 @@ from ...runtime.feeds import Feeds, open_feeds
 from ...runtime.fitness import unfit
 from ...runtime.hardware import Hardware, covers, hardware
 from ...runtime.held_out import held_out
+from ...runtime.held_outputs import Arrays, HeldOutputs
 from ...runtime.installed import conflict, installed
 from ...runtime.metrics import MetricScore
 from ...runtime.session import Session, open_session
@@ -24,9 +25,7 @@ from ...runtime.tolerance import FLOAT32
 from ...runtime.worker import RemoteError
 from .drift import (
     MAX_BATCHES,
-    Arrays,
     NoFiniteOutputs,
-    Outputs,
     Reference,
     first_batches,
     inexact,
@@ -256,9 +255,9 @@ def _run_original(
         # made-up feeds have a step already; of data it is judged, too
         if choice is not None:
             batches = [*batches, step]
-            outputs = [*outputs, session.run(step)]
+            outputs.append(session.run(step))
     # random ops make any comparison meaningless; the same feeds twice show them
-    problem = inexact(outputs[:1], [session.run(batches[0])], FLOAT32)
+    problem = inexact(outputs.first(1), [session.run(batches[0])], FLOAT32)
     if problem:
         reason = f"two runs of the original differ ({problem})"
         return _unproved(run, inputs, reason)
@@ -319,10 +318,10 @@ def _has_other_labelled_data(settings: RunSettings) -> bool:
     return other is not None and other is not data
 
 
-def _outputs_on_data(session: Session, batches: list[Arrays]) -> Outputs:
+def _outputs_on_data(session: Session, batches: list[Arrays]) -> HeldOutputs:
     """Errors: RefusedError where the model fails, or gives nothing that is finite."""
     try:
-        outputs = [session.run(feeds) for feeds in batches]
+        outputs = HeldOutputs(session.run(feeds) for feeds in batches)
     except RemoteError as error:
         raise RefusedError(
             "data", f"the model fails on it: {error.problem}", error.fix

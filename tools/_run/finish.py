@@ -19,11 +19,12 @@ from ...passes._core.stored import StoredConstant, bits_by_count, stored_constan
 from ...passes._core.versions import LeastVersions, lower_versions, lowers_opset
 from ...runtime.compare import Drift
 from ...runtime.drift_words import ON_DATA, ON_SYNTHETIC, worst_word
+from ...runtime.held_outputs import HeldOutputs
 from ...runtime.session import Session, open_session
 from ...runtime.token_floor import token_problem
 from .checks import Interface, forget_shapes, interface_of
 from .context import TrainingContext
-from .drift import Outputs, as_figures, choices_of
+from .drift import as_figures, choices_of
 from .evidence import VerificationInputs
 from .figures import Figures, expected_bytes, figures_of, files_of, zipped_bytes
 from .floor import BelowFloor, floor_of, is_asked
@@ -394,7 +395,7 @@ def _warn_if_kernels_disagree(
     inputs: VerificationInputs,
     path: Path,
     model: ir.Model,
-    outputs: Outputs,
+    outputs: HeldOutputs,
 ) -> None:
     """Warn where this CPU's integer kernels lose what the graph as written does not."""
     machine = inputs.hardware

@@ -17,8 +17,9 @@ from ...passes._core.saturation import SATURATING_CPUS
 from ...passes._core.targets import TARGETS
 from ...passes.unpack import without_packing
 from ...runtime.hardware import Hardware
+from ...runtime.held_outputs import Arrays, HeldOutputs
 from ...runtime.session import Session
-from .drift import Arrays, Outputs, meter, sample_count
+from .drift import Outputs, meter, sample_count
 
 APART = 3.0
 """Difference of SQNR to the float model (dB) above which kernels and graph disagree.
@@ -109,8 +110,8 @@ def compare_kernels(
     model: ir.Model,
     hardware: Hardware,
     batches: Sequence[Arrays],
-    fused: Outputs,
-    reference: Outputs | None,
+    fused: HeldOutputs,
+    reference: HeldOutputs | None,
 ) -> Kernels | None:
     """Run a quantized model as written on a part of `batches`; None where it does not run that way.
 
@@ -125,17 +126,17 @@ def compare_kernels(
         try:
             session = open_session(path, **options)
             try:
-                written = [session.run(feeds) for feeds in batches[:count]]
+                written = HeldOutputs(session.run(feeds) for feeds in batches[:count])
             finally:
                 session.close()
         except OnnxOptError:
             # not loaded that way, as weights that share a zero point are not
             continue
         if reference is None:
-            return Kernels(_sqnr_db(written, fused[:count]), None)
+            return Kernels(_sqnr_db(written, fused.first(count)), None)
         return Kernels(
-            sqnr_db=_sqnr_db(reference[:count], fused[:count]),
-            as_written_db=_sqnr_db(reference[:count], written),
+            sqnr_db=_sqnr_db(reference.first(count), fused.first(count)),
+            as_written_db=_sqnr_db(reference.first(count), written),
         )
     return None
 

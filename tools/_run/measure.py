@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ... import RefusedError
-from ...runtime.bench import PairedLatency, brief_latency, paired_latency
+from ...runtime.bench import PairedLatency, brief_latency, is_large, paired_latency
 from ...runtime.optimized import optimized_nodes
 from ...runtime.session import Session
 from ...runtime.worker import RemoteError, WorkerDied
@@ -42,14 +42,17 @@ def measure_latency(
         with (
             run.reporter.progress("measuring latency"),
             contextlib.closing(inputs.open(before)) as one,
-            contextlib.closing(inputs.open(after)) as other,
         ):
-            is_brief = is_same or _run_the_same(run, inputs, one, other)
-            timed = brief_latency if is_brief else paired_latency
-            first = timed(one, other, inputs.latency_feeds)
-            step = None
-            if inputs.step_feeds:
-                step = timed(one, other, inputs.step_feeds)
+            if is_large(before):
+                # the next use loads it again
+                one.close()
+            with contextlib.closing(inputs.open(after)) as other:
+                is_brief = is_same or _run_the_same(run, inputs, one, other)
+                timed = brief_latency if is_brief else paired_latency
+                first = timed(one, other, inputs.latency_feeds)
+                step = None
+                if inputs.step_feeds:
+                    step = timed(one, other, inputs.step_feeds)
     except (RefusedError, WorkerDied) as error:
         run.reporter.warn("bench", f"latency was not measured: {error.problem}")
         return None

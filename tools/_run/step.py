@@ -19,6 +19,7 @@ from ...passes._core.order import Ran, lost_by_order
 from ...passes._core.outcome import Declined, PassOutcome
 from ...passes._core.registry import ForeignPass
 from ...passes._core.requirements import requirements_of
+from ...runtime.held_outputs import HeldOutputs
 from ...runtime.installed import installed, too_old
 from ...runtime.session import LoadRefused, is_runtime_fault
 from ...runtime.worker import LimitExceeded, RemoteError, WorkerDied
@@ -26,7 +27,7 @@ from .attempt import PassAttempt
 from .bisection import Bisection, Problem, without_culprits
 from .checks import first_line
 from .context import TrainingContext
-from .drift import Outputs, as_figures
+from .drift import as_figures
 from .evidence import VerificationInputs
 from .explain_loss import LossyStage
 from .kernels import is_quantized
@@ -47,7 +48,7 @@ class Checked:
     """
 
     model: ir.Model
-    outputs: Outputs | None
+    outputs: HeldOutputs | None
     steps: tuple[Step, ...] = ()
     stages: tuple[LossyStage, ...] = ()
     counts: Counts | None = None

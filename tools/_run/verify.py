@@ -18,13 +18,14 @@ from ...passes._core.graph import all_nodes, graphs_of
 from ...passes._core.ops import HALF_FLOATS
 from ...passes._core.outcome import Effect
 from ...runtime.compare import Drift
+from ...runtime.held_outputs import HeldOutputs
 from ...runtime.optimized import LEVELS, Level, optimized_counts
 from ...runtime.session import LoadRefused, Session
 from ...runtime.tolerance import COARSE, FLOAT32, Tolerance
 from ...runtime.worker import LimitExceeded, RemoteError, WorkerDied
 from .bisection import Problem
 from .checks import interface_of, validity_of
-from .drift import Outputs, Reference, inexact
+from .drift import Reference, inexact
 from .kernels import is_quantized
 from .load import Original
 from .run import Reporter
@@ -53,7 +54,7 @@ class Verification:
 
     problem: Problem | None = None
     drift: Drift | None = None
-    outputs: Outputs | None = None
+    outputs: HeldOutputs | None = None
     counts: Counts | None = None
     fault: str = ""
 
@@ -68,7 +69,7 @@ class Baseline:
 
     verifier: Verifier
     model: ir.Model
-    outputs: Outputs | None
+    outputs: HeldOutputs | None
     known_counts: Counts | None = None
     is_exact: bool = True
 
@@ -100,12 +101,12 @@ class LastRuns:
     """
 
     digest: bytes | None = None
-    outputs: Outputs | None = None
+    outputs: HeldOutputs | None = None
     counts: Counts | None = None
 
     def known(
         self, digest: bytes | None, is_counted: bool
-    ) -> tuple[Outputs, Counts | None] | None:
+    ) -> tuple[HeldOutputs, Counts | None] | None:
         """Outputs and counts of an equal file; None where they are not known."""
         if digest is None or digest != self.digest or self.outputs is None:
             return None
@@ -197,7 +198,7 @@ class Verifier:
 
     def runs_of(
         self, model: ir.Model, is_counted: bool
-    ) -> tuple[Outputs, Counts | None]:
+    ) -> tuple[HeldOutputs, Counts | None]:
         """Outputs and counts of a model, of one file and one session.
 
         Errors: as `Reference.outputs`.
@@ -224,7 +225,7 @@ class Verifier:
             return outputs, counts
 
     def inexact(
-        self, model: ir.Model, baseline: Baseline, outputs: Outputs
+        self, model: ir.Model, baseline: Baseline, outputs: HeldOutputs
     ) -> str | None:
         """Say why a model's outputs are not the baseline's up to float noise; None if they are."""
         assert baseline.outputs is not None

@@ -17,8 +17,8 @@ from ..console import emit_json, say, shared_options, show
 if TYPE_CHECKING:
     from ...runtime.bench import Latency
     from ...runtime.hardware import Hardware
+    from ...runtime.held_outputs import Arrays
     from ...runtime.session import Session
-    from .._run.drift import Arrays
 
 
 @click.command("bench")

@@ -81,11 +81,39 @@ MODELS = [
 """The models of the shared data, in the order of its README."""
 
 
-def language_model(path: Path) -> BenchModel:
-    """The language model that `onnx-opt export` makes of what the shared script builds."""
-    return BenchModel(
-        "smollm2", "lm_calib_mask", "lm_val_mask", "perplexity", path=path
-    )
+TEXT = "ONNX_OPT_TEXT"
+"""Environment variable: an .npz of token ids, `calib` and `val`, in place of the shared text."""
+
+
+def language_model(path: Path, text: Path | None = None) -> BenchModel:
+    """The language model that `onnx-opt export` makes of what the shared script builds.
+
+    `text`: see `TEXT`, which processes started later find, too.
+    """
+    loaders = ("lm_calib_mask", "lm_val_mask")
+    if text is not None:
+        os.environ[TEXT] = str(text.resolve())
+        loaders = ("text_windows", "other_text_windows")
+    return BenchModel("smollm2", *loaders, "perplexity", path=path)
+
+
+def text_windows() -> Iterator[Any]:
+    """16 windows of 256 tokens of a text of one's own, to learn from."""
+    for feeds, _ in _token_windows("calib", 16):
+        yield feeds
+
+
+def other_text_windows() -> Iterator[Any]:
+    """8 windows of its other part, with the next tokens as labels."""
+    return _token_windows("val", 8)
+
+
+def _token_windows(part: str, count: int) -> Iterator[tuple[Feeds, Array]]:
+    tokens = np.load(os.environ[TEXT])[part].astype(np.int64)
+    for start in range(0, count * 256, 256):
+        window = tokens[start : start + 257]
+        ids = window[None, :-1]
+        yield {"input_ids": ids, "attention_mask": np.ones_like(ids)}, window[None, 1:]
 
 
 def source(loader: str) -> str:

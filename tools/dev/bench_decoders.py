@@ -1,10 +1,13 @@
 """The table of language models: what their deployers get of onnx-opt, and of its peers.
 
     python tools/dev/bench_decoders.py MODEL.onnx [--only TEXT …] [--peers] [--seconds 2]
+        [--text FILE.npz]
 
 MODEL: what `onnx-opt export` makes of the folder that the script beside the shared data builds
 (ONNX_OPT_DATA). Perplexity is of 8 windows of 256 tokens that no pass has seen, and its change has
 the standard error of what the windows lost; data are 16 windows of another part of the text.
+`--text`: token ids of another text in place of the shared one, the arrays `calib` and `val`: what
+is lost depends on the text.
 Prefill is of 256 tokens, a step of one, both in turns with the original's; CPU seconds and peak
 memory are those of the command and its children. `--peers`: the weight-only quantizers of
 onnxruntime as well, on the model after `simplify` (they find no weight behind a Transpose).
@@ -316,6 +319,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--text", type=Path)
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make:
@@ -324,7 +328,7 @@ def main() -> None:
         assert job.make is not None
         job.make(options.model, Path(out))
         return
-    model = language_model(options.model)
+    model = language_model(options.model, options.text)
     jobs = [*OURS, *(PEERS if options.peers else [])]
     if options.only:
         jobs = [job for job in jobs if any(text in job.name for text in options.only)]
