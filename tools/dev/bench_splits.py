@@ -27,14 +27,13 @@ from onnx_opt.runtime.feeds import open_feeds
 from onnx_opt.runtime.held_out import first_half
 from onnx_opt.tools._run.figures import input_infos, output_infos
 from onnx_opt.tools._run.settings import RunSettings
-from onnx_opt.tools._tune.front import cost_of
 from onnx_opt.tools._tune.goal import Goal
 from onnx_opt.tools._tune.lab import open_lab
 from onnx_opt.tools._tune.plans import MenuSettings, SearchPlan, plan_for
 from onnx_opt.tools._tune.search import RecipeSearch, Searched
 from onnx_opt.tools._tune.sensitivity import not_kept
 from onnx_opt.tools._tune.trial import RecipeTrial, Task
-from onnx_opt.tools._tune.verdict import MOST
+from onnx_opt.tools._tune.verdict import candidates_of
 
 Rows = NDArray[np.bool_]
 
@@ -150,9 +149,9 @@ def main() -> None:
         found = Searched()
         own = dataclasses.replace(task, seed=seed)
         RecipeSearch(goal, plan, own, engine, deadline=math.inf).run(found)
-        fitting = sorted(found.fitting(goal), key=lambda trial: cost_of(trial, goal))
+        candidates = candidates_of(found, goal)
         unseen = ~seen_rows(seed, len(engine.original))
-        judged = [engine.trial(each.recipe, unseen) for each in fitting[:MOST]]
+        judged = [engine.trial(each.recipe, unseen) for each in candidates]
         keeps = [(each.drop or 0.0) <= asked.max_drop for each in judged]
         first += bool(keeps and keeps[0])
         if any(keeps):
