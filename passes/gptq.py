@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Effect, Option, PassOutcome
+from ._calibrated.block_compensation import BLOCK_DAMP
 from ._calibrated.block_rounding import round_in_blocks
 from ._calibrated.compensation import compensated
 from ._calibrated.grid import GridOf
@@ -76,7 +77,7 @@ class Gptq(RoundingPass):
             context,
             grid,
             self.samples,
-            self.damp,
+            BLOCK_DAMP if self.damp is None else self.damp,
             self.include,
             self.exclude,
         )
@@ -91,7 +92,7 @@ class Gptq(RoundingPass):
         grid: Grid,
     ) -> RoundedLayer:
         # damping keeps the Gram matrix invertible where inputs depend on each other
-        invertible = damped(gram, self.damp)
+        invertible = damped(gram, self.damping)
         codes, shifted = compensated(
             rows,
             bias,

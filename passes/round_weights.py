@@ -55,7 +55,7 @@ class RoundWeights(RoundingPass):
     ) -> RoundedLayer:
         # the bias takes the mean error, so that only the spread of the inputs counts
         hessian, mean = covariance(gram)
-        hessian = damped(hessian, self.damp)
+        hessian = damped(hessian, self.damping)
         codes = descended(
             rows,
             hessian,

@@ -29,13 +29,10 @@ from .rounding import (
     output_shift,
 )
 
-DAMP = 0.01
-"""Share of its mean diagonal added to the diagonal of the inputs' Gram matrix, as in `gptq`."""
-
 UNSEEN_DAMP = 1.0
-"""The same where inputs are made up, which tell little of real ones. Measured on both ResNets,
+"""Damping where inputs are made up, which tell little of real ones. Measured on both ResNets,
 EfficientNet-Lite0 and MiniLM: from 0.3 to 2 better than rounding to the nearest, or as good; at
-0.01 worse on two of them. SmolLM2 in 4-bit blocks, by text of its own: 0.3 and 1 alike.
+0.01 worse on two of them.
 """
 
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from .._calibrated.block_compensation import BLOCK_DAMP
 from .._calibrated.block_rounding import round_in_blocks
 from .._calibrated.grid import grid_of_bits
-from .._calibrated.palette_rounding import DAMP, UNSEEN_DAMP, round_to_palettes
+from .._calibrated.palette_rounding import UNSEEN_DAMP, round_to_palettes
+from .._calibrated.rounding import DAMP
 from .._core.context import Context
 from .._core.linear import LinearLayer
 from .._core.outcome import Chosen, Declined, PassOutcome
@@ -103,7 +105,7 @@ def round_inside(
                     context,
                     BlockGrid(bits, block),
                     samples,
-                    damp,
+                    BLOCK_DAMP,
                     _names(layers),
                     sensitive=sensitive,
                     fixed=_named(planned),
