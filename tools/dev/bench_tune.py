@@ -1,6 +1,7 @@
 """The table of `tune`: its result beside uniform settings of ours that keep the same budget.
 
     python tools/dev/bench_tune.py [--models NAME …] [--minutes 15] [--objective size|latency]
+        [--recover MINUTES]
 
 Budgets: 0.005 of top-1 and of Spearman, 0.01 of exact lines of OCR. Each uniform setting and the
 tuned model are judged on either half of the evaluation data: the one that the search sees, by which
@@ -58,9 +59,12 @@ Row = tuple[str, str, float, float | None, float | None, float | None]
 
 
 def tuned(
-    model: BenchModel, budget: float, minutes: float, objective: str
+    model: BenchModel, budget: float, minutes: float, objective: str, recover: float
 ) -> TuneResult:
-    """Search within the budget, with half of the evaluation data."""
+    """Search within the budget, with half of the evaluation data.
+
+    `recover`: minutes of training at the end.
+    """
     with tempfile.TemporaryDirectory() as folder:
         return onnx_opt.tune(
             model.file,
@@ -70,6 +74,7 @@ def tuned(
             max_drop=budget,
             minutes=minutes,
             objective=objective,
+            recover=recover,
             out=Path(folder, "tuned.onnx"),
         )
 
@@ -106,7 +111,9 @@ def uniform(model: BenchModel, passes: str) -> tuple[onnx_opt.Result, float | No
     return result, before - after
 
 
-def rows_of(model: BenchModel, minutes: float, objective: str) -> Iterator[Row]:
+def rows_of(
+    model: BenchModel, minutes: float, objective: str, recover: float
+) -> Iterator[Row]:
     """Yield rows of a model: uniform settings, and the tuned one."""
     budget = BUDGETS[model.name]
     for passes in UNIFORM[objective]:
@@ -117,7 +124,7 @@ def rows_of(model: BenchModel, minutes: float, objective: str) -> Iterator[Row]:
             continue
         yield _row(model, passes, result, seen)
     try:
-        found = tuned(model, budget, minutes, objective)
+        found = tuned(model, budget, minutes, objective, recover)
     except OnnxOptError as error:
         yield model.name, f"tune: {error.problem[:120]}", 1.0, None, None, None
         return
@@ -141,13 +148,13 @@ def _row(
 
 
 def every_row(
-    names: Collection[str], minutes: float, objective: str
+    names: Collection[str], minutes: float, objective: str, recover: float
 ) -> Iterator[tuple[str, ...]]:
     """Yield the cells of these models."""
     for model in MODELS:
         if model.name not in names or model.name not in BUDGETS:
             continue
-        for row in rows_of(model, minutes, objective):
+        for row in rows_of(model, minutes, objective, recover):
             name, setting, size, seen, unseen, ratio = row
             drops = (_cell(seen, 4), _cell(unseen, 4))
             yield name, setting, f"{size:.4f}", *drops, _cell(ratio, 2)
@@ -163,9 +170,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(BUDGETS))
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--objective", choices=list(UNIFORM), default="size")
+    parser.add_argument("--recover", type=float, default=0.0)
     asked = parser.parse_args()
     columns = ("model", "setting", "size", "drop, seen", "drop, unseen", "latency")
-    rows = every_row(asked.models, asked.minutes, asked.objective)
+    rows = every_row(asked.models, asked.minutes, asked.objective, asked.recover)
     show(columns, rows)
 
 
