@@ -47,11 +47,16 @@ LARGE = 256 << 20
 hand: two models and what runs them may be more than the machine has.
 """
 
-_TURNS = 4
-"""Turns of each of two models that are timed one at a time. Chosen by hand; not measured."""
+_TURNS = 2
+"""Turns of each of two models that are timed one at a time, so that either is first and last. More
+would be more loads. Chosen by hand; not measured.
+"""
 
 _LOADS = 3
-"""Loads that are timed. Chosen by hand; not measured."""
+_LOAD_SECONDS = 1.0
+"""Loads that are timed, and seconds of them after which there are no more. Chosen by hand; not
+measured.
+"""
 
 
 @dataclass(frozen=True)
@@ -257,7 +262,7 @@ class LoadCost:
 
 
 def load_cost(path: Path, threads: int = 0, provider: str = "cpu") -> LoadCost:
-    """Load a model in a process of its own, a few times; the fastest counts.
+    """Load a model in a process of its own, a few times where it is quick; the fastest counts.
 
     Errors: as those of `open_session`.
     """
@@ -276,6 +281,8 @@ def load_cost(path: Path, threads: int = 0, provider: str = "cpu") -> LoadCost:
             session = load(worker)
             times.append(time.perf_counter() - start)
             session.close()
+            if sum(times) > _LOAD_SECONDS:
+                break
     return LoadCost(1000 * min(times), peak)
 
 
