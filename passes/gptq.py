@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Effect, Option, PassOutcome
-from ._calibrated.block_compensation import BLOCK_DAMP
 from ._calibrated.block_rounding import round_in_blocks
 from ._calibrated.compensation import compensated
 from ._calibrated.grid import GridOf
@@ -77,7 +76,7 @@ class Gptq(RoundingPass):
             context,
             grid,
             self.samples,
-            BLOCK_DAMP if self.damp is None else self.damp,
+            self.damp,
             self.include,
             self.exclude,
         )
@@ -92,7 +91,7 @@ class Gptq(RoundingPass):
         grid: Grid,
     ) -> RoundedLayer:
         # damping keeps the Gram matrix invertible where inputs depend on each other
-        invertible = damped(gram, self.damping)
+        invertible = damped(gram, self.damp)
         codes, shifted = compensated(
             rows,
             bias,

@@ -55,7 +55,7 @@ class RoundWeights(RoundingPass):
     ) -> RoundedLayer:
         # the bias takes the mean error, so that only the spread of the inputs counts
         hessian, mean = covariance(gram)
-        hessian = damped(hessian, self.damping)
+        hessian = damped(hessian, self.damp)
         codes = descended(
             rows,
             hessian,

@@ -22,15 +22,6 @@ WINDOW = 64
 of rank-one updates.
 """
 
-BLOCK_DAMP = 0.3
-"""Share of its mean diagonal added to the diagonal of the inputs' second moments, so that a weight
-does not make up for more than other text bears out.
-
-What a language model of 210 layers loses in perplexity at 4 bits, by 16 windows of one text, on the
-same text and on another (mean of both ways round; the standard errors are 0.7 to 1.3): 0.01 6.4 and
-17.2 %, 0.03 4.6 and 16.3 %, 0.1 4.7 and 15.9 %, 0.3 4.1 and 12.7 %, 1 6.6 and 17.4 %.
-"""
-
 LEAST_SHARE = 1e-6
 """Share of its mean that is added to the diagonal of normal equations, against float noise."""
 

@@ -22,11 +22,23 @@ from .layers import Grams, PerChannel, Rows
 from .rounding import (
     covariance,
     damped,
+    decorrelated,
     decibels,
     fit_layers,
     output_error,
     output_shift,
 )
+
+CAUTION = 2.0
+"""Share of each input's own power that is added to it: what inputs have in common then counts for a
+third. Weights make up for each other by what they have in common on some text, and not all of that
+holds on other text.
+
+What SmolLM2's perplexity grows by at 4 bits, in float arithmetic, with 16 windows of one text (mean
+of two texts): on the same text, on the other one, and by text of its own. A share of the mean power
+instead, the same for all inputs, 0.01: 7.5, 16.4, - %; 0.1: 3.9, 15.8, 10.5 %. Each input's own, 0.3:
+4.1, 10.6, 8.7 %; 1: 3.7, 9.0, 6.6 %; 3: 3.5, 8.8, 6.2 %. Standard errors 0.5 to 0.9.
+"""
 
 TOLD = 128
 """Channels of a layer from which its gain is told, at most."""
@@ -141,7 +153,8 @@ def _pending(
     rows = layer.rows()
     bias = layer.bias_row()
     hessian, mean = _moments_for(bias, gram)
-    invertible = damped(hessian, damp)
+    believed = decorrelated(hessian, CAUTION)
+    invertible = damped(believed, damp)
     found = compensated_in_blocks(
         rows,
         invertible[0],

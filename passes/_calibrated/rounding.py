@@ -240,6 +240,16 @@ def damped(gram: Grams, share: float) -> Grams:
     return out
 
 
+def decorrelated(gram: Grams, share: float) -> Grams:
+    """Gram matrices with `share` of each input's own power added to it.
+
+    Inputs then go together by 1 / (1 + share) of what they did.
+    """
+    out = gram.copy()
+    _diagonals(out)[...] *= 1 + share
+    return out
+
+
 def _diagonals(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     """The diagonals of (groups, K, K) as (groups, K): a view, through which they can be set."""
     view: NDArray[np.float64] = np.einsum("gkk->gk", matrices)

@@ -13,7 +13,7 @@ from .._quant.grids import Grid
 from .._simplify.plain_weights import plain_weights
 from .grid import GridOf, TargetGrids
 from .layers import Grams, PerChannel, Rows
-from .rounding import DAMP, Clip, RoundedLayer, round_layers, scales_for
+from .rounding import Clip, RoundedLayer, round_layers, scales_for
 from .select import require_named_layers
 
 
@@ -25,10 +25,9 @@ class RoundingPass(Pass):
     samples: int = Option(
         64, "Calibration samples to use at most.", low=1, high=10_000_000
     )
-    damp: float | None = Option(
-        None,
-        "Share of its mean diagonal added to the diagonal of the inputs' Gram matrix; none: "
-        "0.01, of weights in blocks 0.3.",
+    damp: float = Option(
+        0.01,
+        "Share of its mean diagonal added to the diagonal of the inputs' Gram matrix.",
         low=1e-6,
         high=1.0,
     )
@@ -42,11 +41,6 @@ class RoundingPass(Pass):
     exclude: tuple[str, ...] = Option(
         (), "Leave out layers whose node, weight or output name matches a pattern."
     )
-
-    @property
-    def damping(self) -> float:
-        """The share that is added where each channel has one scale."""
-        return DAMP if self.damp is None else self.damp
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         plain = plain_weights(model)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .._calibrated.block_compensation import BLOCK_DAMP
 from .._calibrated.block_rounding import round_in_blocks
 from .._calibrated.grid import grid_of_bits
 from .._calibrated.palette_rounding import UNSEEN_DAMP, round_to_palettes
@@ -105,7 +104,7 @@ def round_inside(
                     context,
                     BlockGrid(bits, block),
                     samples,
-                    BLOCK_DAMP,
+                    DAMP,
                     _names(layers),
                     sensitive=sensitive,
                     fixed=_named(planned),
