@@ -22,8 +22,8 @@ from .layers import Grams, PerChannel, Rows
 from .rounding import (
     covariance,
     damped,
-    decorrelated,
     decibels,
+    decorrelated,
     fit_layers,
     output_error,
     output_shift,
@@ -36,8 +36,8 @@ holds on other text.
 
 What SmolLM2's perplexity grows by at 4 bits, in float arithmetic, with 16 windows of one text (mean
 of two texts): on the same text, on the other one, and by text of its own. A share of the mean power
-instead, the same for all inputs, 0.01: 7.5, 16.4, - %; 0.1: 3.9, 15.8, 10.5 %. Each input's own, 0.3:
-4.1, 10.6, 8.7 %; 1: 3.7, 9.0, 6.6 %; 3: 3.5, 8.8, 6.2 %. Standard errors 0.5 to 0.9.
+instead, the same for all inputs, 0.01: 7.5 and 16.4 %; 0.1: 3.9, 15.8 and 10.5 %. Each input's own,
+0.3: 4.1, 10.6 and 8.7 %; 1: 3.7, 9.0 and 6.6 %; 3: 3.5, 8.8 and 6.2 %. Standard errors 0.5 to 0.9.
 """
 
 TOLD = 128
