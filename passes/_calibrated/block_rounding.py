@@ -37,8 +37,8 @@ holds on other text.
 Divergence (KL, in nats) of SmolLM2's predictions at 4 bits from its own in float, all layers, by 16
 windows of one text: on the same text and on another. A share of the mean power instead, 0.01: 0.099
 and 0.187; each input's own, 0.3: 0.096 and 0.153; 1: 0.106 and 0.145; 3: 0.118 and 0.145. By text
-that it wrote itself, mean of both: 0.193 with the mean power; each input's own, 0.5: 0.155; 2: 0.160.
-Standard errors 0.005 to 0.010.
+that it wrote itself, mean of both: 0.193 with the mean power; each input's own, 0.5: 0.155; 2:
+0.160. Standard errors 0.005 to 0.010.
 """
 
 TOLD = 128
