@@ -15,7 +15,12 @@ LARGE = 256 << 20
 """Bytes (256 MiB) of a process from which its freed memory is worth the time.
 
 Chosen by hand: a run over a small model stays below. What is given back takes time again once it is
-needed, about 0.1 ms a MiB, and collecting cycles a quarter of a second.
+needed, about 0.1 ms a MiB.
+"""
+
+GROWN = 64 << 20
+"""Bytes (64 MiB) by which it must have grown until cycles are collected again: that takes as long
+as there are objects, a second where they are millions. Chosen by hand.
 """
 
 
@@ -26,9 +31,24 @@ def give_back() -> None:
     clones of its graph, 250 MB, waited for the collector of cycles.
     """
     trim = _trim()
-    if trim is not None and _resident() > LARGE:
+    if trim is None:
+        return
+    resident = _resident()
+    if resident <= LARGE:
+        return
+    _Kept.bytes = min(_Kept.bytes, resident)
+    has_grown = resident > _Kept.bytes + GROWN
+    if has_grown:
         gc.collect()
-        trim(0)
+    trim(0)
+    if has_grown:
+        _Kept.bytes = _resident()
+
+
+class _Kept:
+    """Bytes of this process after cycles were collected last, or the fewest since."""
+
+    bytes = 0
 
 
 @functools.cache
