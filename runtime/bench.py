@@ -5,6 +5,7 @@ They are timed in turns in one process, so that a busy machine troubles all alik
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import math
 import time
@@ -139,12 +140,8 @@ def paired_latency(
 
     `limit`: ratio to the first's time. Errors: as those of the worker's calls, and of loading.
     """
-    batches = [dict(batch) for batch in feeds]
-
-    def time_rounds(seconds: float, least: int) -> NDArray[np.float64]:
-        return _in_turns(first, second, batches, seconds, least)
-
-    times, ratio = timed_until_decided(time_rounds, limit)
+    pair = _Pair.of(first, second, feeds)
+    times, ratio = timed_until_decided(pair.rounds, limit)
     first_ms, second_ms = np.median(times, axis=1)
     return PairedLatency(float(first_ms), float(second_ms), ratio)
 
@@ -153,74 +150,87 @@ def brief_latency(
     first: Session, second: Session, feeds: Sequence[Mapping[str, NDArray[Any]]]
 ) -> PairedLatency:
     """Time two sessions in turns, too shortly to tell one of them from the other: no ratio."""
-    batches = [dict(batch) for batch in feeds]
-    times = _in_turns(first, second, batches, _BRIEF_SECONDS, _BRIEF_ROUNDS)
+    pair = _Pair.of(first, second, feeds)
+    times = pair.rounds(_BRIEF_SECONDS, _BRIEF_ROUNDS)
     first_ms, second_ms = np.median(times, axis=1)
     return PairedLatency(float(first_ms), float(second_ms), None)
 
 
-def _in_turns(
-    first: Session,
-    second: Session,
-    batches: list[dict[str, NDArray[Any]]],
-    seconds: float,
-    least: int,
-) -> NDArray[np.float64]:
-    """Times of two sessions in ms, (2, rounds), of which there are at least so many."""
-    if is_large(first.path) or is_large(second.path):
-        return _one_at_a_time(
-            first,
-            second,
-            batches,
+@dataclass(frozen=True)
+class _Pair:
+    """Two sessions that are timed in turns, and the feeds of both."""
+
+    first: Session
+    second: Session
+    batches: list[dict[str, NDArray[Any]]]
+
+    @classmethod
+    def of(
+        cls,
+        first: Session,
+        second: Session,
+        feeds: Sequence[Mapping[str, NDArray[Any]]],
+    ) -> _Pair:
+        return cls(first, second, [dict(batch) for batch in feeds])
+
+    def rounds(self, seconds: float, least: int) -> NDArray[np.float64]:
+        """Times in ms, (2, rounds), of which there are at least so many."""
+        if is_large(self.first.path) or is_large(self.second.path):
+            return self._one_at_a_time(seconds, least)
+        times = _timed(
+            self.first.worker,
+            [self.first.handle(), self.second.handle()],
+            [self.batches, self.batches],
             seconds,
             least,
+            _MAX_ROUNDS,
         )
-    times = _timed(
-        first.worker,
-        [first.handle(), second.handle()],
-        [batches, batches],
-        seconds,
-        least,
-        _MAX_ROUNDS,
-    )
-    return np.array(times)
+        return np.array(times)
 
+    def _one_at_a_time(self, seconds: float, least: int) -> NDArray[np.float64]:
+        """The same with one model in memory: some runs of each, and then of the other."""
+        parts: list[NDArray[np.float64]] = []
+        # of each model and turn
+        own_seconds = seconds / (2 * _TURNS)
+        own_least = math.ceil(least / _TURNS)
+        pair = (self.first, self.second)
+        for turn in range(_TURNS):
+            # what is loaded already goes first
+            order = (0, 1) if turn % 2 == 0 else (1, 0)
+            runs: dict[int, NDArray[np.float64]] = {}
+            for index in order:
+                other = pair[1 - index]
+                runs[index] = self._runs(pair[index], other, own_seconds, own_least)
+            rounds = min(len(own) for own in runs.values())
+            part = np.stack([runs[0][:rounds], runs[1][:rounds]])
+            parts.append(part)
+        return np.concatenate(parts, axis=1)
 
-def _one_at_a_time(
-    first: Session,
-    second: Session,
-    batches: list[dict[str, NDArray[Any]]],
-    seconds: float,
-    least: int,
-) -> NDArray[np.float64]:
-    """The same with one model in memory at a time: some runs of each, and then of the other."""
-    parts: list[NDArray[np.float64]] = []
-    for turn in range(_TURNS):
-        pair = (first, second)
-        runs: dict[Session, NDArray[np.float64]] = {}
-        # the order alternates: what is loaded already goes first
-        for session in pair if turn % 2 == 0 else pair[::-1]:
-            other = second if session is first else first
-            other.close()
-            (runs[session],) = _timed(
-                session.worker,
-                [session.handle()],
-                [batches],
-                seconds / (2 * _TURNS),
-                math.ceil(least / _TURNS),
-                _MAX_ROUNDS,
-            )
-        rounds = min(len(own) for own in runs.values())
-        part = np.stack([runs[session][:rounds] for session in pair])
-        parts.append(part)
-    return np.concatenate(parts, axis=1)
+    def _runs(
+        self, session: Session, other: Session, seconds: float, least: int
+    ) -> NDArray[np.float64]:
+        """Times of a session in ms, (runs,), while the other one is not in memory."""
+        other.close()
+        (times,) = _timed(
+            session.worker,
+            [session.handle()],
+            [self.batches],
+            seconds,
+            least,
+            _MAX_ROUNDS,
+        )
+        return times
 
 
 def is_large(path: Path) -> bool:
     """True for a model that is timed without another one in memory."""
+    size = 0
     # weights in files beside it have its name in front
-    files = path.parent.glob(f"{glob.escape(path.name)}*")
-    return sum(file.stat().st_size for file in files) > LARGE
+    for file in path.parent.glob(f"{glob.escape(path.name)}*"):
+        # one may be a link to nothing, or go meanwhile
+        with contextlib.suppress(OSError):
+            size += file.stat().st_size
+    return size > LARGE
 
 
 def _timed(

@@ -139,7 +139,7 @@ def _clear_choices(
 
 
 def _as_floats(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Half-precision values, which numpy knows little of, as float32; others as they are."""
+    """Values as float32: of half precision numpy knows little."""
     return values.astype(np.float32, copy=False)
 
 

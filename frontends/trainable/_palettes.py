@@ -43,8 +43,10 @@ class ChannelValues:
             places = np.searchsorted(own_bounds, row)
             lowest[index] = own_bounds[places - 1]
             highest[index] = own_bounds[places]
-        low = rows + share * (lowest - rows)
-        high = rows + share * (highest - rows)
+        to_lowest = lowest - rows
+        to_highest = highest - rows
+        low = rows + share * to_lowest
+        high = rows + share * to_highest
         return self._shaped(low, codes), self._shaped(high, codes)
 
     def beside(self, numbers: Floats) -> tuple[Floats, Floats]:
@@ -55,9 +57,12 @@ class ChannelValues:
         last = self.values.shape[1] - 1
         for index, row in enumerate(rows):
             own_values = self.values[index]
+            # how many values are below: the place of the first that is not
             places = np.searchsorted(own_values, row)
-            below[index] = own_values[np.clip(places - 1, 0, last)]
-            above[index] = own_values[np.clip(places, 0, last)]
+            lower = np.clip(places - 1, 0, last)
+            upper = np.clip(places, 0, last)
+            below[index] = own_values[lower]
+            above[index] = own_values[upper]
         return self._shaped(below, numbers), self._shaped(above, numbers)
 
     def _rows(self, weight: Floats) -> Floats:
@@ -68,7 +73,8 @@ class ChannelValues:
     def _shaped(self, rows: Floats, weight: Floats) -> Floats:
         """Rows in the shape of the weight that they were."""
         channels_first = np.moveaxis(weight, self.axis, 0)
-        return np.moveaxis(rows.reshape(channels_first.shape), 0, self.axis)
+        shaped = rows.reshape(channels_first.shape)
+        return np.moveaxis(shaped, 0, self.axis)
 
 
 def palette_of(tensor: ir.TensorProtocol) -> ChannelValues | None:

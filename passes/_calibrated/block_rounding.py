@@ -29,7 +29,7 @@ from .rounding import (
     output_shift,
 )
 
-CAUTION = 1.0
+DECORRELATION = 1.0
 """Share of each input's own power that is added to it: what inputs have in common then counts for a
 half. Weights make up for each other by what inputs have in common on some text, and not all of that
 holds on other text.
@@ -154,7 +154,7 @@ def _pending(
     rows = layer.rows()
     bias = layer.bias_row()
     hessian, mean = _moments_for(bias, gram)
-    believed = decorrelated(hessian, CAUTION)
+    believed = decorrelated(hessian, DECORRELATION)
     invertible = damped(believed, damp)
     found = compensated_in_blocks(
         rows,

@@ -6,12 +6,14 @@ import pytest
 from calibrated_context import CalibratedContext, run_session
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._calibrated import block_rounding
 from onnx_opt.passes._calibrated.block_compensation import (
     compensated_in_blocks,
     fitted_scales,
     inverse_factor,
     nearest_in_blocks,
 )
+from onnx_opt.passes._calibrated.rounding import decorrelated
 from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._core.pipeline import parse
 from onnx_opt.passes._quant.block_grids import BlockGrid, best_scales
@@ -288,3 +290,39 @@ def test_scales_too_small_for_half_precision_stay():
     assert best_scales(tiny, 4).tolist() == [np.float32(1e-6)]
     huge = tiny * np.float32(1e12)
     assert best_scales(huge, 4).tolist() == [-huge[0, 0] / np.float32(8)]
+
+
+def test_inputs_go_together_less_than_the_data_say():
+    gram = np.array([[[4.0, 1.0], [1.0, 9.0]]])
+
+    found = decorrelated(gram, 1.0)
+
+    assert np.array_equal(found, [[[8.0, 1.0], [1.0, 18.0]]])
+    assert np.array_equal(gram, [[[4.0, 1.0], [1.0, 9.0]]])
+
+
+ONE = """
+<ir_version: 10, opset_import: ["" : 21]>
+one (float[n, 64] x) => (float[n, 24] y)
+<float[64, 24] w> { y = MatMul (x, w) }
+"""
+
+
+def noise_on_other_rows(seed):
+    """Noise of one layer, rounded by 80 rows whose 64 inputs have nothing in common but by chance:
+    a share of the signal on all rows.
+    """
+    model = ir.from_proto(model_from(ONE, seed=seed))
+    normalize(model)
+    exact = model.graph.initializers["w"].const_value.numpy()
+    rows = np.random.default_rng(seed).normal(size=(80, 64)).astype(np.float32)
+    Gptq(bits=4, block=32).run(model, CalibratedContext([{"x": rows}]))
+    found = model.graph.initializers["w"].const_value.numpy()
+    return ((found - exact) ** 2).sum() / (exact**2).sum()
+
+
+def test_what_inputs_have_in_common_by_chance_is_believed_less(monkeypatch):
+    cautious = [noise_on_other_rows(seed) for seed in range(5)]
+    monkeypatch.setattr(block_rounding, "DECORRELATION", 0.0)
+    trusting = [noise_on_other_rows(seed) for seed in range(5)]
+    assert all(np.array(cautious) < 0.9 * np.array(trusting))

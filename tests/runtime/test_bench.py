@@ -113,3 +113,11 @@ def test_weights_in_files_beside_it_make_a_model_large(tmp_path, monkeypatch):
     (tmp_path / "model[1].onnx.data").write_bytes(b"x" * 700)
 
     assert bench.is_large(path)
+
+
+def test_a_link_to_nothing_beside_a_model_does_not_matter(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"x")
+    (tmp_path / "model.onnx.old").symlink_to(tmp_path / "gone")
+
+    assert not bench.is_large(path)

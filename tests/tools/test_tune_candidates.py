@@ -1,4 +1,4 @@
-"""Which recipes are held against the half of the data that the search did not see."""
+"""Recipes that are held against the half of the data that the search did not see."""
 
 from onnx_opt.tools._tune.goal import Goal
 from onnx_opt.tools._tune.search import Searched
