@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,7 +12,9 @@ import onnx_ir as ir
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.edit import Edit, is_constant
 from ._core.graph import graphs_of, label
+from ._core.lazy import transposed
 from ._core.limits import limit
+from ._core.ops import is_standard
 from ._core.rewrites import permit
 from ._core.union_find import Sets
 from ._simplify.branches import inline_branches
@@ -30,6 +32,14 @@ SHARED = 1024
 
 Only together do they free it. Smaller ones, shapes and scalars, would join half of the model.
 """
+
+LARGE = 1 << 20
+"""Bytes of a weight from which its transpose is described, not computed: a model may have hundreds.
+
+Chosen by hand.
+"""
+
+Result = Array | ir.LazyTensor
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Evaluated:
     """Nodes of known result, and the results by output value."""
 
     nodes: list[ir.Node] = field(default_factory=list)
-    results: dict[ir.Value, Array] = field(default_factory=dict)
+    results: dict[ir.Value, Result] = field(default_factory=dict)
 
 
 def _evaluate_all(
@@ -110,6 +120,7 @@ def _evaluate_all(
             leave = permit(FoldConstants.name, "evaluate", node)
             if leave is None:
                 continue
+            outputs: Sequence[Result]
             try:
                 outputs = _results(node, done, edit.opset)
             except NotFoldable as reason:
@@ -139,8 +150,11 @@ def _readable(value: ir.Value) -> bool:
     return tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth >= 8
 
 
-def _results(node: ir.Node, done: Evaluated, opset: int) -> list[Array]:
+def _results(node: ir.Node, done: Evaluated, opset: int) -> Sequence[Result]:
     """The outputs of a node of known inputs. Errors: NotFoldable beyond the budget."""
+    turned = _turned(node, done)
+    if turned is not None:
+        return [turned]
     largest = limit("FOLD_BYTES")
     # before any is read
     for value in node.inputs:
@@ -161,12 +175,34 @@ def _results(node: ir.Node, done: Evaluated, opset: int) -> list[Array]:
     return evaluate(node, inputs, opset)
 
 
+def _turned(node: ir.Node, done: Evaluated) -> ir.LazyTensor | None:
+    """The transpose of a large weight of the model, computed whenever it is read."""
+    if not is_standard(node, "Transpose"):
+        return None
+    source = node.inputs[0]
+    if source is None or source in done.results:
+        return None
+    tensor = source.const_value
+    assert tensor is not None
+    if not LARGE <= tensor.nbytes <= limit("FOLD_BYTES"):
+        return None
+    rank = len(tensor.shape)
+    backwards = range(rank)[::-1]
+    axes = node.attributes.get_ints("perm", backwards)
+    if sorted(axes) != list(range(rank)):
+        return None
+    return transposed(tensor, axes)
+
+
 def _input_array(value: ir.Value | None, done: Evaluated) -> Array | None:
     if value is None:
         return None
-    if value in done.results:
-        return done.results[value]
-    return _array(value)
+    if value not in done.results:
+        return _array(value)
+    result = done.results[value]
+    if isinstance(result, ir.LazyTensor):
+        return result.numpy()
+    return result
 
 
 def _array(value: ir.Value) -> Array:
@@ -272,11 +308,11 @@ def _put(node: ir.Node, inside: set[ir.Node], done: Evaluated, edit: Edit) -> No
         if value.is_graph_output() or not _escapes(value, inside):
             continue
         name = f"{value.name}_folded"
-        constant = edit.constant(
-            graph,
-            done.results[value],
-            name,
-        )
+        result = done.results[value]
+        if isinstance(result, ir.LazyTensor):
+            constant = edit.initializer(graph, result, name)
+        else:
+            constant = edit.constant(graph, result, name)
         edit.replace(value, constant)
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
 from ._core.edit import Edit
-from ._core.graph import graphs_of, label, refresh_shapes
+from ._core.graph import become, graphs_of, label, refresh_shapes
 from ._core.ops import MICROSOFT, is_standard
 from ._core.opset import OpsetRefused, raise_opset
 from ._core.rewrites import permit
@@ -20,6 +20,7 @@ from ._fusions.normalization import RootMeanSquare, root_mean_square
 from ._fusions.rotary import Rotation, rotation
 from ._fusions.shared import Shared
 from .remove_unused import RemoveUnused
+from .simplify import Simplify
 
 FORMS = {
     "cpu": "runtime",
@@ -38,6 +39,9 @@ FORMS = {
 On cuda it was not measured.
 """
 
+FASTER = frozenset({"cpu", "cpu-vnni", "arm64"})
+"""Targets whose kernels of the new operators are known: those of ONNX Runtime's CPU provider."""
+
 KINDS = ("attention", "rotary", "normalization")
 
 Match = Found | Rotation | RootMeanSquare
@@ -50,10 +54,10 @@ class FuseAttention(Pass):
     Effect: exact. Raises the opset to 23 where the new operators need it. Finds what exporters
     write of attention over heads: grouped queries (each key repeated by Expand and Reshape), masks
     that are added or written over scores, a scale on queries, keys or scores; rotary embeddings by
-    halves of a head; RMS normalisations over the last axis. Run simplify first. Declines what is
-    nearly such a pattern, with what is in the way. Two things differ: the kernels take no lengths
-    of zero, and where a mask leaves a position nothing to attend to, opset 23's Attention gives
-    zeros instead of NaN.
+    halves of a head; RMS normalisations over the last axis. Runs simplify first where there is
+    something to fuse. Declines what is nearly such a pattern, with what is in the way. Two things
+    differ: the kernels take no lengths of zero, and where a mask leaves a position nothing to
+    attend to, opset 23's Attention gives zeros instead of NaN.
 
     Shapes: unchanged.
 
@@ -74,9 +78,12 @@ class FuseAttention(Pass):
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         outcome = PassOutcome()
         form = FORMS[context.target] if self.form == "auto" else self.form
+        # patterns lie behind what exporters write of shapes
+        simplified = model.clone()
+        Simplify().run_within(simplified, context)
         sweep = _Sweep(
             self.name,
-            model,
+            simplified,
             form == "standard",
         )
         opset = sweep.opset()
@@ -84,10 +91,12 @@ class FuseAttention(Pass):
         if opset is None:
             return outcome
         try:
-            raise_opset(model, opset)
+            raise_opset(simplified, opset)
         except OpsetRefused as refused:
             outcome.declined.append(Declined("opset", str(refused)))
             return outcome
+        become(model, simplified)
+        sweep.model = model
         sweep.write()
         outcome.declined = sweep.declined
         if not sweep.standard and sweep.counts["attention"]:

@@ -45,7 +45,9 @@ from ._quant.calibrate import Ranges
 from ._quant.engine import Counts, stat_of
 from ._quant.fp16.convert import touches_float
 from ._quant.inner_passes import (
+    ROUNDING_SAMPLES,
     InnerReasons,
+    has_short_blocks,
     round_inside,
     smooth_inside,
 )
@@ -82,6 +84,7 @@ from ._quant.schemes import (
 from ._quant.weight_codes import Storage
 from ._quant.write_layers import write_layers
 from ._simplify.plain_weights import plain_weights
+from .fuse_attention import FASTER, FuseAttention
 from .simplify import Simplify
 from .smooth import Smooth
 
@@ -142,8 +145,8 @@ class Quant(Pass):
     exact rewrites, values whose channels were evened out, layers rounded by data),
     `rounding_gain_db` (dB of output error below nearest rounding, mean over those layers),
     `outliers` (count of layers whose weights alone are integers, for their input holds outliers),
-    `tables` (count of tables in 8 bits), `notes` (count of metadata entries and doc strings
-    dropped).
+    `tables` (count of tables in 8 bits), `fused` (count of operators that pass fuse-attention made,
+    for blocks), `notes` (count of metadata entries and doc strings dropped).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al.,
@@ -258,7 +261,8 @@ class Quant(Pass):
     )
     smooth: bool = Option(
         True,
-        "Even out activations for MatMul and Gemm first (pass smooth), where there is data.",
+        "Even out activations for MatMul and Gemm first (pass smooth), where there is data; for "
+        "blocks of 4 bits, weights.",
     )
     notes: Literal["drop", "keep"] = Option(
         "drop",
@@ -277,6 +281,13 @@ class Quant(Pass):
         "int8",
         "Tables that Gather takes rows from, as embeddings: 8 bits with a scale a "
         "row, or float. Not of fp16.",
+    )
+
+    fuse: bool = Option(
+        True,
+        "Make one operator of each attention, rotary embedding and RMS normalisation (pass "
+        "fuse-attention) where weights alone get blocks and the target is a CPU: needs ONNX "
+        "Runtime 1.23.",
     )
 
     def __post_init__(self) -> None:
@@ -594,6 +605,11 @@ class Quant(Pass):
         Returns the plan of the model as it is then.
         """
         raise_opset(model, planned.opset(request.options))
+        if self.fuse and context.target in FASTER and planned.uses(BLOCKED):
+            # integers of weights leave time for what stands between layers to count
+            fused = FuseAttention().run_within(model, context)
+            outcome.stats["fused"] = fused.changed
+            inner.add(FuseAttention.name, fused.declined)
         if planned.needs_ranges:
             self._prepare(
                 model,
@@ -617,15 +633,16 @@ class Quant(Pass):
         if planned.graphs and raise_opset(model, planned.opset(request.options)):
             # nodes of another graph now
             planned = plan(model, request)
+        rounds = self._rounding_context(model, planned, context)
+        if rounds is not None and self.smooth and has_short_blocks(planned):
+            samples = min(self.samples, ROUNDING_SAMPLES)
+            smooth = Smooth(aim="weights", block=self.block, samples=samples)
+            smooth_inside(smooth, model, rounds, outcome, inner)
+            planned = plan(model, request)
         _note_origins(planned)
         # from here on the model loses: reports compare with this
         context.remember_float(model)
-        if self.rounding != "gptq":
-            return planned
-        rounds = context if context.has_data() else None
-        if rounds is None and self._rounds_unseen(model, planned):
-            rounds = self._unseen(model, context)
-        if rounds is None:
+        if rounds is None or self.rounding != "gptq":
             return planned
         finer = round_inside(
             model,
@@ -645,6 +662,16 @@ class Quant(Pass):
         names = [chosen.where for chosen in finer]
         kept = Sparing.of_weights(planned, names, Choice("blocked", 8))
         return plan(model, replace(request, choose=kept.around(request.choose)))
+
+    def _rounding_context(
+        self, model: ir.Model, planned: QuantPlan, context: Context
+    ) -> Context | None:
+        """The inputs that rounding keeps to: the user's, or made up where these help."""
+        if context.has_data():
+            return context
+        if self.rounding == "gptq" and self._rounds_unseen(model, planned):
+            return self._unseen(model, context)
+        return None
 
     def _rounds_unseen(self, model: ir.Model, planned: QuantPlan) -> bool:
         """True if made-up inputs decide better than none, though not as well as real ones do."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from ._base import Context, Declined, Effect, MomentRequest, Option, Pass, PassOutcome
+from ._calibrated.block_factors import factors_for_blocks
 from ._calibrated.layers import PerChannel, Rows, fittable_layers
 from ._calibrated.levels import FEWEST_FOLDS, expected_levels, largest, left_out, noise
 from ._calibrated.scaling import (
     Readers,
+    Smoothing,
     input_energies,
     input_maxima,
     insert_mul,
@@ -23,14 +25,25 @@ from ._calibrated.scaling import (
     scale_parameters,
     source_of,
 )
+from ._core.context import MomentKind
 from ._core.edit import Edit
 from ._core.linear import LinearLayer
+from ._core.options import AUTO, Auto
 from ._core.rewrites import permit
+from ._quant.block_grids import BlockGrid
 
 NOISE = 0.01
 """Gain in dB below which there is nothing left to smooth: it is rounding of the factors
 themselves.
 """
+
+LEAST_GAIN = 1.0
+"""Gain in dB of 8-bit activations from which factors are worth a change of the model; chosen by
+hand.
+"""
+
+AIMS: dict[str, MomentKind] = {"activations": "extremes", "weights": "profile"}
+"""Moments that tell how to round, by the aim."""
 
 LEAST_FACTOR = 2.0**-16
 """Least factor of a channel, in units of the loudest one's: what is quieter by more is float
@@ -42,14 +55,18 @@ noise.
 class Smooth(Pass):
     """Divide what layers read by a factor a channel, and multiply their weights by it.
 
-    Quiet channels become louder, so that the 8 bits of one range hold all of them.
+    Quiet channels become louder, so that the 8 bits of one range hold all of them. Or, with
+    `aim=weights`, weights that loud channels meet become larger, so that blocks of few bits round
+    them better: before quant(blocked).
 
     Effect: exact. Touches MatMul and Gemm with constant float32 weights. The factor max|x|^alpha /
     max|w|^(1 - alpha) goes into what makes the value, where nothing else reads it: a
-    LayerNormalization, a Mul by constants, or a layer (through Relu). Where nothing can take it, a
-    Mul is inserted in front of the layers. The range of the value stays: no channel is made so loud
-    that it could leave it on other samples, as far as the tails of its values tell. The gain is
-    judged on samples that had no part in the factors.
+    LayerNormalization or RMSNormalization, a Mul by constants, or a layer (through Relu, or a Mul
+    by another value). Where nothing can take it, a Mul is inserted in front of the layers. The
+    range of the value stays: no channel is made so loud that it could leave it on other samples, as
+    far as the tails of its values tell. The gain is judged on samples that had no part in the
+    factors. With `aim=weights` the factor is a power of the mean |x|, that of least error at the
+    layers' outputs when weights are rounded in blocks of `block` inputs to `bits` bits.
 
     Shapes: activations (..., C) and weights (C, M) keep theirs; one factor for each of the C
     channels.
@@ -57,25 +74,32 @@ class Smooth(Pass):
     Errors: UsageError without calibration data; RefusedError if it meets NaN or infinity.
 
     Stats: `smoothed`, `inserted` (counts of values), `gain_db` (dB that the noise of 8-bit
-    activations falls by, mean over the values).
+    activations, or of weights, falls by, mean over the values).
 
     Source: Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large
-    Language Models, ICML 2023 (arXiv:2211.10438), equation 4.
+    Language Models, ICML 2023 (arXiv:2211.10438), equation 4; weights: Lin et al., AWQ:
+    Activation-aware Weight Quantization for LLM Compression and Acceleration, MLSys 2024
+    (arXiv:2306.00978).
     """
 
     name: ClassVar[str] = "smooth"
     effect: ClassVar[Effect] = "exact"
     unit: ClassVar[str] = "values"
 
+    aim: Literal["activations", "weights"] = Option(
+        "activations",
+        "What is to be rounded: values of 8 bits, or weights in blocks.",
+    )
     alpha: float = Option(
         0.7,
         "How much of the spread of activations goes into weights: 0 none, 1 all.",
         low=0.0,
         high=1.0,
     )
-    min_gain: float = Option(
-        1.0,
-        "Least fall of a value's rounding noise, where the factor costs nothing.",
+    min_gain: float | Auto = Option(
+        AUTO,
+        "Least fall of a value's rounding noise, where the factor costs nothing. auto: 1; of "
+        "weights, any.",
         low=0.0,
         high=300.0,
         unit="dB",
@@ -86,6 +110,10 @@ class Smooth(Pass):
         low=0.0,
         high=300.0,
         unit="dB",
+    )
+    bits: Literal["4", "8"] = Option("4", "Bits of weights, for aim=weights.")
+    block: int = Option(
+        32, "Inputs that share a scale, for aim=weights.", low=16, high=65536
     )
     samples: int = Option(
         512, "Calibration samples to use at most.", low=1, high=10_000_000
@@ -99,7 +127,7 @@ class Smooth(Pass):
         if all_readers:
             seen = context.collect(
                 model,
-                _requests(all_readers),
+                _requests(all_readers, AIMS[self.aim]),
                 self.samples,
             )
         makers = {layer.output: layer for layer in layers}
@@ -152,11 +180,11 @@ class Smooth(Pass):
         inserts = isinstance(source, str)
         if isinstance(source, str) and readers.value.producer() is None:
             return source
-        found = _judged(readers, seen, self.alpha)
+        found = self._judged(readers, seen)
         if found is None and seen is not None and 0 < len(seen) < FEWEST_FOLDS:
             return f"its channels' ranges need {FEWEST_FOLDS} samples or more: give more data"
         # a Mul costs time in every run, a factor in a parameter nothing
-        least = self.insert_gain if inserts else self.min_gain
+        least = self.insert_gain if inserts else self._least_gain
         if found is not None and found.gain >= max(least, NOISE):
             return found
         gain = 0.0 if found is None else found.gain
@@ -165,28 +193,35 @@ class Smooth(Pass):
             f"scaling would lower its rounding noise by only {max(gain, 0):.1f} dB{why}"
         )
 
+    @property
+    def _least_gain(self) -> float:
+        if isinstance(self.min_gain, str):
+            return 0.0 if self.aim == "weights" else LEAST_GAIN
+        return self.min_gain
 
-@dataclass(frozen=True)
-class Smoothing:
-    """Divisors of the channels, (C,), and the fall in dB of the noise of 8-bit activations."""
+    def _judged(self, readers: Readers, seen: Rows | None) -> Smoothing | None:
+        """Factors for a value and their gain; None where there are none."""
+        if self.aim == "activations":
+            return _for_activations(readers, seen, self.alpha)
+        grid = BlockGrid(int(self.bits), self.block)
+        return factors_for_blocks(readers, seen, grid)
 
-    factors: PerChannel
-    gain: float
 
-
-def _requests(all_readers: list[Readers]) -> dict[str, MomentRequest]:
+def _requests(all_readers: list[Readers], kind: MomentKind) -> dict[str, MomentRequest]:
     requests = {}
     for index, readers in enumerate(all_readers):
         name = readers.value.name or ""
         requests[str(index)] = MomentRequest(
             name,
-            "extremes",
+            kind,
             axis=readers.axis,
         )
     return requests
 
 
-def _judged(readers: Readers, seen: Rows | None, alpha: float) -> Smoothing | None:
+def _for_activations(
+    readers: Readers, seen: Rows | None, alpha: float
+) -> Smoothing | None:
     """Factors and their gain; None where too little was seen, or weights are not finite.
 
     The gain is that on samples which had no part in the factors: parts of those that were seen are

@@ -54,7 +54,7 @@ would be more loads. Chosen by hand; not measured.
 """
 
 _LOADS = 3
-_LOAD_SECONDS = 1.0
+_LOAD_SECONDS = 0.25
 """Loads that are timed, and seconds of them after which there are no more. Chosen by hand; not
 measured.
 """

@@ -57,6 +57,14 @@ def nearest_in_blocks(rows: Rows, grid: BlockGrid) -> BlockCodes:
     return _by_channel(codes, scales)
 
 
+def values_in_blocks(found: BlockCodes, grid: BlockGrid) -> Rows:
+    """Weights that codes in blocks stand for: (M, K)."""
+    width = found.codes.shape[1]
+    factors = found.scales.repeat(grid.block, axis=1)[:, :width]
+    values: Rows = np.multiply(found.codes, factors, dtype=np.float64)
+    return values
+
+
 def compensated_in_blocks(rows: Rows, hessian: Square, grid: BlockGrid) -> BlockCodes:
     """Round input by input; those still to come make up for what each rounded one loses.
 

@@ -17,7 +17,12 @@ from .._core.edit import Edit
 from .._core.linear import LinearLayer
 from .._core.outcome import Chosen, PassOutcome
 from .._quant.block_grids import BlockGrid, held_tops
-from .block_compensation import BlockCodes, compensated_in_blocks, nearest_in_blocks
+from .block_compensation import (
+    BlockCodes,
+    compensated_in_blocks,
+    nearest_in_blocks,
+    values_in_blocks,
+)
 from .layers import Grams, PerChannel, Rows
 from .rounding import (
     covariance,
@@ -161,7 +166,7 @@ def _pending(
         invertible[0],
         grid,
     )
-    difference = _values(found, grid) - rows
+    difference = values_in_blocks(found, grid) - rows
     shift = -output_shift(difference, mean)
     gain = _gain_db(
         rows,
@@ -265,14 +270,6 @@ def _moments_for(
     return hessian, np.zeros(hessian.shape[:2])
 
 
-def _values(found: BlockCodes, grid: BlockGrid) -> Rows:
-    """Weights that codes in blocks stand for: (M, K)."""
-    width = found.codes.shape[1]
-    factors = found.scales.repeat(grid.block, axis=1)[:, :width]
-    values: Rows = np.multiply(found.codes, factors, dtype=np.float64)
-    return values
-
-
 def _gain_db(
     rows: Rows,
     difference: Rows,
@@ -288,7 +285,7 @@ def _gain_db(
     shift = shift[some]
     moments = gram.astype(np.float32)
     nearest = nearest_in_blocks(rows, grid)
-    lost = _values(nearest, grid) - rows
+    lost = values_in_blocks(nearest, grid) - rows
     unmoved = np.zeros_like(shift)
     before = output_error(
         lost.astype(np.float32),

@@ -28,6 +28,18 @@ slope to mind).
 """
 
 
+NORMALIZATIONS = ("LayerNormalization", "RMSNormalization")
+"""Ops whose parameters, one a channel, take factors; over the last axis, and no others."""
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Divisors of the channels, (C,), and the fall in dB of the noise of what is rounded."""
+
+    factors: PerChannel
+    gain: float
+
+
 @dataclass(eq=False)
 class Readers:
     """The layers that multiply one value, channels along `axis` of it."""
@@ -164,7 +176,7 @@ def source_of(
     readers: Readers,
     makers: dict[ir.Value, LinearLayer],
 ) -> LinearLayer | ir.Node | str:
-    """The layer, LayerNormalization or Mul that can take a factor for each channel of the value.
+    """The layer, normalization or Mul that can take a factor for each channel of the value.
 
     Or the reason why nothing can. `makers`: layers by their output. Looks back through ops that
     pass factors on, as long as nothing else reads.
@@ -176,10 +188,15 @@ def source_of(
         node = value.producer()
         if node is None or not is_standard(node):
             return "the value is an input of the model, or no operator of ONNX makes it"
-        if node.op_type in ("LayerNormalization", "Mul"):
+        if node.op_type in (*NORMALIZATIONS, "Mul"):
             if readers.axis == -1 and _parameters(node, readers.channels):
                 return node
-            return "the node that makes the value has no parameters to hold the scales"
+            factor = _scalable_factor(node, readers, makers)
+            if factor is None:
+                return (
+                    "the node that makes the value has no parameters to hold the scales"
+                )
+            return factor
         # pooling runs over the last axes, where the channels of a MatMul lie
         passing = HOMOGENEOUS if readers.axis == 1 else {"Relu"}
         if node.op_type not in passing:
@@ -196,8 +213,25 @@ def source_of(
     return "the layer that makes the value has other channels"
 
 
+def _scalable_factor(
+    node: ir.Node, readers: Readers, makers: dict[ir.Value, LinearLayer]
+) -> LinearLayer | None:
+    """A layer that makes one of the two factors of a product, for nothing else."""
+    if node.op_type != "Mul":
+        return None
+    # of two, the one that comes as it is: the other has a bend behind it, as a gate has
+    for value in reversed(node.inputs):
+        if value is None or value not in makers or not used_once(value):
+            continue
+        maker = makers[value]
+        is_conv = maker.node.op_type == "Conv"
+        if is_conv == (readers.axis == 1) and maker.channels == readers.channels:
+            return maker
+    return None
+
+
 def _parameters(node: ir.Node, channels: int) -> list[int]:
-    """Inputs of a LayerNormalization or Mul that hold one number a channel, all to be scaled.
+    """Inputs of a normalization or Mul that hold one number a channel, all to be scaled.
 
     Empty if the node cannot take factors.
     """
@@ -225,7 +259,7 @@ def _is_one_a_channel(value: ir.Value | None, channels: int) -> bool:
 
 
 def scale_parameters(node: ir.Node, factors: PerChannel, edit: Edit) -> None:
-    """Multiply parameters of a LayerNormalization, or the constant of a Mul, by factors (C,)."""
+    """Multiply parameters of a normalization, or the constant of a Mul, by factors (C,)."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     for index in _parameters(node, factors.size):

@@ -150,11 +150,17 @@ class Edit:
 
     def constant(self, graph: ir.Graph, array: NDArray[Any], stem: str) -> ir.Value:
         """A new initializer of `graph` holding `array`."""
-        value = ir.Value(name=self.fresh(stem))
         contiguous = np.ascontiguousarray(array)
         # which makes a scalar one axis
         same_shape = contiguous.reshape(array.shape)
-        set_tensor(value, ir.Tensor(same_shape))
+        return self.initializer(graph, ir.Tensor(same_shape), stem)
+
+    def initializer(
+        self, graph: ir.Graph, tensor: ir.TensorProtocol, stem: str
+    ) -> ir.Value:
+        """A new initializer of `graph` that is a tensor, perhaps computed later."""
+        value = ir.Value(name=self.fresh(stem))
+        set_tensor(value, tensor)
         graph.register_initializer(value)
         return value
 

@@ -363,6 +363,28 @@ def _fill(block: NDArray[Any], file: io.FileIO, tensor: ir.ExternalTensor) -> No
         filled += got
 
 
+def transposed(
+    tensor: ir.TensorProtocol, axes: Sequence[int] | None = None
+) -> ir.LazyTensor:
+    """A tensor with its axes in another order, by default backwards, whenever it is read."""
+    dims = tensor.shape.numpy()
+    if axes is None:
+        axes = range(len(dims))[::-1]
+
+    def compute() -> ir.TensorProtocol:
+        turned = np.transpose(tensor.numpy(), axes)
+        contiguous = np.ascontiguousarray(turned)
+        return ir.Tensor(contiguous, dtype=tensor.dtype)
+
+    shape = ir.Shape([dims[axis] for axis in axes])
+    return ir.LazyTensor(
+        compute,
+        dtype=tensor.dtype,
+        shape=shape,
+        name=tensor.name,
+    )
+
+
 def set_tensor(value: ir.Value, tensor: Any) -> None:
     """Replace an initializer's tensor, with its declared shape and type, which would be stale."""
     tensor.name = value.name

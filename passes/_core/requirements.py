@@ -38,8 +38,11 @@ ML_OPSETS = {3: (1, 15), 4: (1, 17), 5: (1, 18)}
 KNOWN = frozenset({*STANDARD_DOMAINS, "ai.onnx.ml"})
 """Domains whose needs the tables state."""
 
-RUN_BY_OLDEST = frozenset({("com.microsoft", "DynamicQuantizeLSTM")})
-"""Operators of other domains that the oldest release was tried on, and runs."""
+FOREIGN = {
+    ("com.microsoft", "DynamicQuantizeLSTM"): OLDEST,
+    ("com.microsoft", "MultiHeadAttention"): (1, 23),
+}
+"""Operators of other domains -> the oldest release that was tried on them, and runs them."""
 
 FOUR_BITS = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
 
@@ -124,6 +127,8 @@ def _needs(model: ir.Model) -> list[Need]:
     nodes = list(all_nodes(model))
     for domain in sorted(_foreign_domains(nodes, model)):
         needs.append((None, f"operators of {domain}"))
+    for key in sorted({(node.domain, node.op_type) for node in nodes} & FOREIGN.keys()):
+        needs.append((FOREIGN[key], f"{key[1]} of {key[0]}"))
     standard = [node for node in nodes if is_standard(node)]
     for rule in RULES:
         if any(map(rule.holds, standard)):
@@ -155,7 +160,7 @@ def _foreign_domains(nodes: list[ir.Node], model: ir.Model) -> set[str]:
     """Domains of which nothing is known, and whose ops the model does not define itself."""
     domains = set()
     for node in nodes:
-        if node.domain in KNOWN or (node.domain, node.op_type) in RUN_BY_OLDEST:
+        if node.domain in KNOWN or (node.domain, node.op_type) in FOREIGN:
             continue
         if node.op_identifier() not in model.functions:
             domains.add(node.domain)

@@ -97,6 +97,9 @@ def _views(tensor: ir.TensorProtocol, layout: Layout) -> Iterator[tuple[Floats, 
 
 def _scales(tensor: ir.TensorProtocol, layout: Layout) -> Floats | None:
     """The scale of each channel; None as soon as one has none."""
+    width = layout.outer * layout.inner
+    if layout.channels > 1 and width <= HIGHEST:
+        return _scales_of_small(tensor, layout)
     nothing = np.zeros(0, np.float32)
     known = [nothing] * layout.channels
     for view, held in _views(tensor, layout):
@@ -116,6 +119,44 @@ def _scales(tensor: ir.TensorProtocol, layout: Layout) -> Floats | None:
             known[channel] = found
     scales = [_scale_of(magnitudes) for magnitudes in known]
     return np.array(scales, np.float32)
+
+
+def _scales_of_small(tensor: ir.TensorProtocol, layout: Layout) -> Floats | None:
+    """The same for channels of few elements, all at once: scales of blocks have thousands."""
+    whole, _ = layout.view(tensor.numpy().reshape(-1), 0)
+    rows = layout.rows(whole)
+    if not np.isfinite(rows).all():
+        return None
+    magnitudes = np.sort(np.abs(rows), axis=1)
+    exact = magnitudes.astype(np.float64)
+    distances = np.diff(exact, axis=1, prepend=0)
+    apart = np.where(distances > 0, distances, np.inf)
+    least = apart.min(axis=1, keepdims=True)
+    # a channel of zeros has any scale
+    scales = np.ones(len(rows), np.float32)
+    waiting = np.flatnonzero(np.isfinite(least[:, 0]))
+    half = np.spacing(magnitudes).astype(np.float64) / 2
+    for parts in range(1, MOST_PARTS + 1):
+        if not waiting.size:
+            break
+        own = exact[waiting]
+        codes = np.rint(own * parts / least[waiting])
+        if codes.max() > HIGHEST:
+            return None
+        divisors = np.where(codes > 0, codes, np.nan)
+        lowest = (own - half[waiting]) / divisors
+        highest = (own + half[waiting]) / divisors
+        middle = (np.nanmax(lowest, axis=1) + np.nanmin(highest, axis=1)) / 2
+        numbers = codes.astype(np.float32)
+        is_found = np.zeros(len(waiting), bool)
+        for candidates in _candidates(middle):
+            back = numbers * candidates[:, None]
+            is_equal = (back == magnitudes[waiting]).all(axis=1)
+            is_new = is_equal & ~is_found
+            scales[waiting[is_new]] = candidates[is_new]
+            is_found |= is_equal
+        waiting = waiting[~is_found]
+    return None if waiting.size else scales
 
 
 def _magnitudes(known: Floats, values: Floats) -> Floats | None:
@@ -164,13 +205,15 @@ def _scale_of(magnitudes: Floats) -> np.float32 | None:
         for scale in _candidates(middle):
             back = numbers * scale
             if np.array_equal(back, magnitudes):
-                return scale
+                return np.float32(scale)
     return None
 
 
-def _candidates(middle: np.float64) -> Iterator[np.float32]:
-    """Scales to try: the middle of those that may be, and its neighbours."""
-    rounded = np.float32(middle)
+def _candidates(middle: Any) -> Iterator[Any]:
+    """Scales to try, of one channel or of several: the middle of those that may be, and its
+    neighbours.
+    """
+    rounded = np.asarray(middle, np.float32)[()]
     yield rounded
     zero = np.float32(0)
     yield np.nextafter(rounded, zero)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ... import RefusedError
 from .._core.channel_layout import Layout
 from .._core.graph import Names
-from .._core.lazy import DerivedTensor, blocks
+from .._core.lazy import DerivedTensor, blocks, transposed
 from .block_grids import DTYPES, best_scales, rounded
 from .engine import Counts, Insertion, LayerCase, StoredRows
 from .guards import insert_guard
@@ -33,7 +33,6 @@ from .weights import (
     Floats,
     channel_absmax,
     quantize_weight,
-    transposed,
     wide_enough,
 )
 

@@ -15,13 +15,14 @@ import onnx_ir as ir
 
 from .._core.chains import CHAIN_OPS
 from .._core.graph import label
+from .._core.lazy import transposed
 from .._core.linear import LINEAR_OPS
 from .._core.provenance import float_layer, set_float_layer
 from .engine import Counts, Insertion, LayerCase, StoredRows, needs_ranges
 from .inserter import Inserter, take_over, turned
 from .layers import WEIGHT_INPUT, QuantLayer
 from .weight_codes import Codes
-from .weights import Floats, transposed, wide_enough
+from .weights import Floats, wide_enough
 
 MIN_DYNAMIC_WEIGHTS = 4096
 """Weights (count) from which a MatMul pays for quantizing its input at run time; chosen by hand;

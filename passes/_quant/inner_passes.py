@@ -28,6 +28,15 @@ ROUNDING_SAMPLES = 64
 """Calibration samples for `gptq`: more change nothing that was measured."""
 
 
+def has_short_blocks(planned: QuantPlan) -> bool:
+    """True if layers get weights in blocks of so few bits that rounding is worth care."""
+    for graph_plan in planned.graphs:
+        for layer in graph_plan.engines.get(BLOCKED, []):
+            if graph_plan.choices[layer].bits == BLOCK_BITS:
+                return True
+    return False
+
+
 class InnerReasons:
     """Reasons of the passes that `quant` runs, with the names of those that gave each."""
 

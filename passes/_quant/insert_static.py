@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from .._core.lazy import transposed
 from .._core.ops import MOVES, SELECTIONS, is_standard
 from .._core.targets import QuantRules
 from .engine import Counts, Insertion, LayerCase, needs_ranges
@@ -16,7 +17,7 @@ from .placement import Placement
 from .qparams import Parameters
 from .residual_input import IMAGE_RANK, insert_two_terms, two_term_weight
 from .weight_codes import Codes
-from .weights import Floats, quantize_bias, transposed, wide_enough
+from .weights import Floats, quantize_bias, wide_enough
 
 
 def why_not_static(case: LayerCase) -> str | None:

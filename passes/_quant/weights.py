@@ -130,20 +130,3 @@ def quantize_bias(
     codes = np.rint(exact)
     clipped = np.clip(codes, -INT32_LIMIT, INT32_LIMIT)
     return clipped.astype(np.int32), bias_scales
-
-
-def transposed(tensor: ir.TensorProtocol) -> ir.LazyTensor:
-    """A 2-D tensor transposed when it is written: (a, b) -> (b, a)."""
-    rows, columns = tensor.shape.numpy()
-
-    def compute() -> ir.TensorProtocol:
-        turned = np.ascontiguousarray(tensor.numpy().T)
-        return ir.Tensor(turned, dtype=tensor.dtype)
-
-    shape = ir.Shape([columns, rows])
-    return ir.LazyTensor(
-        compute,
-        dtype=tensor.dtype,
-        shape=shape,
-        name=tensor.name,
-    )

@@ -141,6 +141,9 @@ PACKED = {
     "one scale": (grid((1, 1)), "grid"),
     "a scale a row": (grid((64, 1)), "grid"),
     "a scale a column": (grid((1, 64)), "grid"),
+    "a scale a long row": (np.hstack(3 * [grid((64, 1))]), "grid"),
+    "a scale a long column": (np.vstack(3 * [grid((1, 64))]), "grid"),
+    "zeros in short columns": (grid((1, 64), 0.3)[:32], "grid"),
     "half of zeros on a grid": (grid((64, 1), 0.5), "grid"),
     "whole halves": (
         np.random.default_rng(1)

@@ -218,13 +218,15 @@ class Cost:
 def watched(command: Sequence[str]) -> Cost:
     """Run a command to its end."""
     before = os.times()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, tree_bytes(process.pid))
-        time.sleep(LOOK_EACH)
-    assert process.stderr is not None
-    words = process.stderr.read().strip().splitlines()
+    # a file: a pipe that nobody reads would hold up who says much
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stderr=said, text=True)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, tree_bytes(process.pid))
+            time.sleep(LOOK_EACH)
+        said.seek(0)
+        words = said.read().strip().splitlines()
     after = os.times()
     user = after.children_user - before.children_user
     system = after.children_system - before.children_system
