@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from .._calibrated.block_rounding import round_in_blocks
 from .._calibrated.grid import grid_of_bits
-from .._calibrated.palette_rounding import UNSEEN_DAMP, round_to_palettes
+from .._calibrated.palette_rounding import round_to_palettes
 from .._calibrated.rounding import DAMP
 from .._core.context import Context
 from .._core.linear import LinearLayer
@@ -23,6 +23,9 @@ from .grids import Grid
 from .layers import QuantLayer
 from .plan import PlanRequest, QuantPlan
 from .schemes import BLOCKED, FORMS
+
+UNSEEN_DAMP = 1.0
+"""Damping of `gptq` where inputs are made up, which tell little of real ones. Chosen by hand."""
 
 ROUNDING_SAMPLES = 64
 """Calibration samples for `gptq`: more change nothing that was measured."""
@@ -130,7 +133,7 @@ def round_inside(
                 bits,
                 samples,
                 _names(layers),
-                damp,
+                is_real,
             )
         tally.add(found)
         inner.add("palettes", _of(layers, found))
