@@ -117,6 +117,17 @@ def test_an_integer_lstm_runs_on_the_oldest_release():
     assert found.onnxruntime == "1.15"
 
 
+def test_a_fused_attention_runs_from_the_release_that_was_tried():
+    found = of(
+        "y = com.microsoft.MultiHeadAttention <num_heads = 1> (x, x, x)",
+        imports=', "com.microsoft" : 1',
+    )
+    assert (found.onnxruntime, found.because) == (
+        "1.23",
+        "MultiHeadAttention of com.microsoft",
+    )
+
+
 def test_functions_are_of_no_foreign_domain():
     text = """<ir_version: 8, opset_import: ["" : 13, "own" : 1]>
     g (float[4] x) => (float[4] y) { y = own.Thing (x) }

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 from onnx_opt import CheckError, optimize
 from onnx_opt.passes._core.pipeline import as_pipeline
 from onnx_opt.tools._run.evidence import gather_inputs
@@ -23,6 +24,16 @@ NET = """
 <ir_version: 10, opset_import: ["" : 21]>
 net (float[n, 8] x) => (float[n, 4] y)
 <float[8, 16] w1, float[16, 4] w2>
+{
+    h = MatMul (x, w1)
+    r = Relu (h)
+    y = MatMul (r, w2)
+}
+"""
+WIDE = """
+<ir_version: 10, opset_import: ["" : 21]>
+net (float[n, 64] x) => (float[n, 64] y)
+<float[64, 64] w1, float[64, 64] w2>
 {
     h = MatMul (x, w1)
     r = Relu (h)
@@ -127,3 +138,31 @@ def test_latency_is_measured_on_batches_as_the_user_gave_them(net):
         assert inputs.drift_on == "held-out data"
         (feeds,) = inputs.latency_feeds
         np.testing.assert_array_equal(feeds["x"], batches[0]["x"])
+
+
+def weights_of(path):
+    """Constants by name."""
+    found = onnx.load(path).graph.initializer
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in found}
+
+
+def test_no_pass_sees_data_that_only_judges(tmp_path):
+    path = tmp_path / "wide.onnx"
+    onnx.save(model_from(WIDE), path)
+    # palettes are rounded by inputs that are made up
+    passes = "quant(palette, bits=2, ends=same)"
+    rows = np.random.default_rng(0).standard_normal((40, 64)) * np.arange(64)
+    x = rows.astype(np.float32)
+    (outputs,) = ReferenceEvaluator(str(path)).run(None, {"x": x})
+    labelled = {"x": x, "labels": outputs.argmax(axis=1)}
+    judged = {"eval_data": labelled, "metric": "top1"}
+    written = []
+    for name, given in {"alone": {}, "judged": judged}.items():
+        out = tmp_path / f"{name}.onnx"
+        optimize(path, passes, out=out, bench=False, pack=False, floor="none", **given)
+        written.append(weights_of(out))
+    alone, beside = written
+    assert alone.keys() == beside.keys()
+    assert any(array.dtype == np.int8 for array in alone.values())
+    for name, array in alone.items():
+        np.testing.assert_array_equal(array, beside[name])

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ... import UsageError
+from ... import RefusedError, UsageError
 from ...frontends.onnx_file import load, save
 from ...passes._core.context import Gradient
 from ...passes._core.normalize import normalize
@@ -27,7 +27,7 @@ from ...runtime.context import MadeUp, RunContext
 from ...runtime.session import open_session
 from ...runtime.taps import with_taps
 from ...runtime.worker import Worker
-from .drift import long_tokens
+from .drift import NoFiniteOutputs, long_tokens, synthetic_batches
 from .evidence import VerificationInputs
 from .load import Original
 from .run import Run
@@ -67,18 +67,31 @@ def context_of(
 
 
 def _made_up(run: Run, inputs: VerificationInputs) -> MadeUp:
-    """Feeds of a run without data, made when a pass asks for them: most never do."""
+    """Feeds of a run without data, made when a pass asks for them: most never do.
+
+    None of the data that the result is judged by is among them.
+    """
 
     @functools.cache
     def make(has_tokens: bool) -> Sequence[Mapping[str, NDArray[Any]]]:
         reference = inputs.reference
         if reference is None:
             return ()
-        found: Sequence[Mapping[str, NDArray[Any]]] = ()
-        if has_tokens:
-            with reference.opened(reference.path) as session:
-                found = long_tokens(session, run.settings.seed)
-        return found or reference.batches
+        is_made_up = inputs.drift_on == "synthetic feeds"
+        if is_made_up and not has_tokens:
+            return reference.batches
+        seed = run.settings.seed
+        with reference.opened(reference.path) as session:
+            found = long_tokens(session, seed) if has_tokens else []
+            if found:
+                return found
+            if is_made_up:
+                return reference.batches
+            try:
+                batches, _ = synthetic_batches(session, seed)
+            except (NoFiniteOutputs, RefusedError):
+                return ()
+            return batches
 
     return make
 

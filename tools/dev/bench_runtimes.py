@@ -101,7 +101,48 @@ token_net (float[N, T, 64] x) => (float[N, T, 64] y)
     y = Add (o, x)
 }
 """
-FEEDS = {"image_net": (4, 3, 16, 16), "token_net": (2, 8, 64)}
+ATTENTION_NET = """
+<ir_version: 10, opset_import: ["" : 21]>
+attention_net (float[N, T, 64] x) => (float[N, T, 64] y)
+<float[64] gamma, float[64, 64] wq, float[64, 64] wk, float[64, 64] wv, float[64, 64] wo,
+ float two = {2}, float least = {0.00001}, float quarter = {0.25}, int64[1] last = {-1},
+ int64[4] by_head = {0, 0, 4, 16}, int64[3] by_token = {0, 0, 64}>
+{
+    p = Pow (x, two)
+    m = ReduceMean <keepdims = 1> (p, last)
+    v = Add (m, least)
+    r = Sqrt (v)
+    d = Div (x, r)
+    h = Mul (d, gamma)
+    q3 = MatMul (h, wq)
+    k3 = MatMul (h, wk)
+    v3 = MatMul (h, wv)
+    q4 = Reshape (q3, by_head)
+    k4 = Reshape (k3, by_head)
+    v4 = Reshape (v3, by_head)
+    q = Transpose <perm = [0, 2, 1, 3]> (q4)
+    k = Transpose <perm = [0, 2, 3, 1]> (k4)
+    u = Transpose <perm = [0, 2, 1, 3]> (v4)
+    s0 = MatMul (q, k)
+    s1 = Mul (s0, quarter)
+    a = Softmax <axis = -1> (s1)
+    o = MatMul (a, u)
+    o4 = Transpose <perm = [0, 2, 1, 3]> (o)
+    o3 = Reshape (o4, by_token)
+    w = MatMul (o3, wo)
+    y = Add (w, x)
+}
+"""
+NETS = {
+    "image_net": IMAGE_NET,
+    "token_net": TOKEN_NET,
+    "attention_net": ATTENTION_NET,
+}
+FEEDS = {
+    "image_net": (4, 3, 16, 16),
+    "token_net": (2, 8, 64),
+    "attention_net": (2, 8, 64),
+}
 FORMS = {
     "image_net": (
         "simplify",
@@ -133,6 +174,7 @@ FORMS = {
         "quant(blocked, bits=8)",
         "compress-weights(int4)",
     ),
+    "attention_net": ("quant(blocked, bits=4)", "quant(blocked, bits=4, fuse=false)"),
 }
 RESNET = ("quant", "quant(bits=4)", "quant(bits=4, storage=table)", "quant(binary)")
 FOREIGN = {
@@ -224,7 +266,7 @@ def python_of(envs: Path, release: str) -> Path:
 
 def files(folder: Path, only: Sequence[str]) -> Iterator[File]:
     """Everything to try, written to `folder`."""
-    for net, text in (("image_net", IMAGE_NET), ("token_net", TOKEN_NET)):
+    for net, text in NETS.items():
         feeds = _saved_feeds(
             folder / f"{net}.npz",
             x=np.random.default_rng(0).standard_normal(FEEDS[net]),
