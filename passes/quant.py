@@ -83,7 +83,7 @@ from ._quant.schemes import (
 )
 from ._quant.weight_codes import Storage
 from ._quant.write_layers import write_layers
-from ._simplify.plain_weights import plain_weights
+from ._simplify.plain_weights import hides_weights, plain_weights
 from .fuse_attention import FASTER, FuseAttention
 from .simplify import Simplify
 from .smooth import Smooth
@@ -514,14 +514,19 @@ class Quant(Pass):
         if reason:
             return PassOutcome(declined=[Declined(f"target {context.target}", reason)])
         request = self._request(rules, left_float, context, ranges)
-        plain = plain_weights(model)
-        planned = self._first_plan(plain, request, context)
         other_request = self._other_request(left_float, context)
-        others = plan_others(plain, other_request)
-        if not planned.graphs and others.is_empty:
-            return PassOutcome(declined=planned.declined + others.declined)
-        if plain is not model:
-            become(model, plain)
+        first = _FirstPlan.of(plain_weights(model), request, other_request)
+        if _may_hide_layers(first, context):
+            simplified = model.clone()
+            Simplify().run_within(simplified, context)
+            uncovered = _FirstPlan.of(simplified, request, other_request)
+            if uncovered.shows_more_than(first):
+                first = uncovered
+        planned = first.planned
+        if first.is_empty:
+            return PassOutcome(declined=planned.declined + first.others.declined)
+        if first.model is not model:
+            become(model, first.model)
 
         # from before any change: names of nodes that are gone by then stay theirs in reports
         names = Names(model)
@@ -748,18 +753,6 @@ class Quant(Pass):
             and TARGETS[context.target].folds_constants,
         )
 
-    def _first_plan(
-        self, model: ir.Model, request: PlanRequest, context: Context
-    ) -> QuantPlan:
-        """The plan for the model as it came: where it is empty, nothing may change."""
-        planned = plan(model, request)
-        if planned.graphs or not context.has_data():
-            return planned
-        # layers may hide behind what simplify removes
-        trial = model.clone()
-        Simplify().run_within(trial, context)
-        return plan(trial, request)
-
     def _prepare(
         self,
         model: ir.Model,
@@ -779,6 +772,42 @@ class Quant(Pass):
         names = Names(model)
         pooled = sum(mean_to_pool(graph, names) for graph in graphs_of(model))
         outcome.stats["simplified"] = simplified.changed + pooled
+
+
+@dataclass(frozen=True)
+class _FirstPlan:
+    """A form of the model from before any change, and what is planned for it."""
+
+    model: ir.Model
+    planned: QuantPlan
+    others: OtherPlan
+
+    @classmethod
+    def of(
+        cls, model: ir.Model, request: PlanRequest, other_request: OtherRequest
+    ) -> _FirstPlan:
+        """Plans for a form of the model."""
+        planned = plan(model, request)
+        others = plan_others(model, other_request)
+        return cls(model, planned, others)
+
+    @property
+    def is_empty(self) -> bool:
+        """True where nothing may change."""
+        return not self.planned.graphs and self.others.is_empty
+
+    def shows_more_than(self, other: _FirstPlan) -> bool:
+        """True if layers are planned that hid in the other form of the model."""
+        if other.is_empty:
+            return not self.is_empty
+        return not hides_weights(self.model)
+
+
+def _may_hide_layers(first: _FirstPlan, context: Context) -> bool:
+    """True if there may be layers behind what simplify removes."""
+    # with data they may stand behind other nodes, too
+    is_bare = first.is_empty and context.has_data()
+    return is_bare or hides_weights(first.model)
 
 
 def _names_of_nodes(model: ir.Model) -> list[str]:

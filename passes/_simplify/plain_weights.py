@@ -40,6 +40,11 @@ def plain_weights(model: ir.Model) -> ir.Model:
     return copy if products or folded else model
 
 
+def hides_weights(model: ir.Model) -> bool:
+    """True if nodes make weights of constants that passes do not look through."""
+    return bool(_hidden(model, made_of_constants(model)))
+
+
 def _fold(model: ir.Model, edit: Edit) -> int:
     """Make constants of weights that nodes make of constants; returns the nodes folded."""
     made = made_of_constants(model)

@@ -11,6 +11,7 @@ from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._calibrated.layers import fittable_layers
 from onnx_opt.passes._core.normalize import normalize
 from onnx_opt.passes._core.pipeline import parse
+from onnx_opt.passes.quant import Quant
 
 SIZE = 64
 HEAD = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>\n'
@@ -60,6 +61,7 @@ PASSES = {
     "compress-weights": "compress-weights",
     "prune": "prune(sparsity=0.5)",
 }
+OTHERS = [text for text in PASSES.values() if not text.startswith("quant")]
 LEAST_SQNR = {
     "quant": 30,
     "blocked": 30,
@@ -209,14 +211,25 @@ def test_what_is_left_has_a_name_and_a_reason(text, body, options, reason):
     assert ir.to_proto(model).SerializeToString() == before
 
 
-@pytest.mark.parametrize("text", [*PASSES.values(), "gptq"])
-def test_arithmetic_that_would_make_the_file_larger_is_named(text):
-    # the sum is as large as either of its terms, which others read too
-    model = model_of(
+def with_a_sum_of_shared_weights():
+    """A weight that is the sum of two others, which others read too: it is as large as either."""
+    return model_of(
         "u = Add (w, v)\n h = MatMul (x, u)\n"
         "p = com.microsoft.FusedMatMul (h, w)\n y = com.microsoft.FusedMatMul (p, v)",
         v=normal(SIZE, SIZE, seed=5),
     )
+
+
+def test_quant_simplifies_where_that_uncovers_a_weight():
+    outcome = Quant(measure=False).run(with_a_sum_of_shared_weights(), NullContext())
+    assert outcome.changed == 1
+    assert outcome.stats["layers"] == 1
+    assert not any("simplify" in declined.reason for declined in outcome.declined)
+
+
+@pytest.mark.parametrize("text", [*OTHERS, "gptq"])
+def test_arithmetic_that_would_make_the_file_larger_is_named(text):
+    model = with_a_sum_of_shared_weights()
     context = CalibratedContext([feeds()]) if text == "gptq" else NullContext()
     outcome = outcome_of(text, model, context)
     assert outcome.changed == 0
