@@ -38,7 +38,8 @@ class Equalize(Pass):
     """Scale channels between two layers until both have weights of the same range for each.
 
     Effect: exact. Touches Conv, Gemm and MatMul with constant float32 weights that follow each
-    other directly or through Relu and pooling. Channel i is divided by s_i = sqrt(r1_i / r2_i)
+    other directly, through Relu and pooling or, of MatMul and Gemm, through a product with another
+    value. Channel i is divided by s_i = sqrt(r1_i / r2_i)
     behind the first layer, r1 and r2 being max|w| of the channel in either; the sweep over all
     pairs is repeated until nothing changes. Needs no data.
 

@@ -14,7 +14,7 @@ from ._core.edit import Edit
 from ._core.graph import become, graphs_of, label, refresh_shapes
 from ._core.ops import MICROSOFT, is_standard
 from ._core.opset import OpsetRefused, raise_opset
-from ._core.rewrites import permit
+from ._core.rewrites import permit, tried
 from ._fusions.attention import Found, attention
 from ._fusions.normalization import RootMeanSquare, root_mean_square
 from ._fusions.rotary import Rotation, rotation
@@ -61,14 +61,15 @@ class FuseAttention(Pass):
 
     Shapes: unchanged.
 
-    Stats: `attention`, `rotary`, `normalization` (counts of new operators).
+    Stats: `attention`, `rotary`, `normalization` (counts of new operators), `simplified` (count of
+    the rewrites of simplify).
 
     Source: follows from the definitions of the operators of opset 23.
     """
 
     name: ClassVar[str] = "fuse-attention"
     effect: ClassVar[Effect] = "exact"
-    unit: ClassVar[str] = "operators"
+    unit: ClassVar[str] = "rewrites"
 
     form: Literal["auto", "standard", "runtime"] = Option(
         "auto",
@@ -80,7 +81,8 @@ class FuseAttention(Pass):
         form = FORMS[context.target] if self.form == "auto" else self.form
         # patterns lie behind what exporters write of shapes
         simplified = model.clone()
-        Simplify().run_within(simplified, context)
+        with tried() as keep:
+            simplification = Simplify().run_within(simplified, context)
         sweep = _Sweep(
             self.name,
             simplified,
@@ -95,6 +97,7 @@ class FuseAttention(Pass):
         except OpsetRefused as refused:
             outcome.declined.append(Declined("opset", str(refused)))
             return outcome
+        keep()
         become(model, simplified)
         sweep.model = model
         sweep.write()
@@ -103,8 +106,8 @@ class FuseAttention(Pass):
             model.opset_imports.setdefault(MICROSOFT, 1)
         RemoveUnused().run_within(model, context)
         refresh_shapes(model)
-        outcome.changed = sweep.counts.total()
-        outcome.stats = dict(sweep.counts)
+        outcome.changed = sweep.counts.total() + simplification.changed
+        outcome.stats = {**sweep.counts, "simplified": simplification.changed}
         return outcome
 
 

@@ -39,6 +39,7 @@ from ._core.patterns import (
     weighted_parts,
 )
 from ._core.provenance import FloatLayer, set_float_layer
+from ._core.rewrites import tried
 from ._core.tables import tables_of
 from ._core.targets import TARGETS, QuantRules
 from ._quant.calibrate import Ranges
@@ -47,7 +48,7 @@ from ._quant.fp16.convert import touches_float
 from ._quant.inner_passes import (
     ROUNDING_SAMPLES,
     InnerReasons,
-    has_short_blocks,
+    in_short_blocks,
     round_inside,
     smooth_inside,
 )
@@ -518,9 +519,11 @@ class Quant(Pass):
         first = _FirstPlan.of(plain_weights(model), request, other_request)
         if _may_hide_layers(first, context):
             simplified = model.clone()
-            Simplify().run_within(simplified, context)
+            with tried() as keep:
+                Simplify().run_within(simplified, context)
             uncovered = _FirstPlan.of(simplified, request, other_request)
-            if uncovered.shows_more_than(first):
+            if uncovered.weights > first.weights:
+                keep()
                 first = uncovered
         planned = first.planned
         if first.is_empty:
@@ -613,7 +616,9 @@ class Quant(Pass):
         if self.fuse and context.target in FASTER and planned.uses(BLOCKED):
             # integers of weights leave time for what stands between layers to count
             fused = FuseAttention().run_within(model, context)
-            outcome.stats["fused"] = fused.changed
+            outcome.stats["fused"] = fused.changed - int(
+                fused.stats.get("simplified", 0)
+            )
             inner.add(FuseAttention.name, fused.declined)
         if planned.needs_ranges:
             self._prepare(
@@ -639,10 +644,11 @@ class Quant(Pass):
             # nodes of another graph now
             planned = plan(model, request)
         rounds = self._rounding_context(model, planned, context)
-        if rounds is not None and self.smooth and has_short_blocks(planned):
+        short = in_short_blocks(planned)
+        if rounds is not None and self.smooth and short:
             samples = min(self.samples, ROUNDING_SAMPLES)
             smooth = Smooth(aim="weights", block=self.block, samples=samples)
-            smooth_inside(smooth, model, rounds, outcome, inner)
+            smooth_inside(smooth, model, rounds, outcome, inner, short)
             planned = plan(model, request)
         _note_origins(planned)
         # from here on the model loses: reports compare with this
@@ -796,11 +802,11 @@ class _FirstPlan:
         """True where nothing may change."""
         return not self.planned.graphs and self.others.is_empty
 
-    def shows_more_than(self, other: _FirstPlan) -> bool:
-        """True if layers are planned that hid in the other form of the model."""
-        if other.is_empty:
-            return not self.is_empty
-        return not hides_weights(self.model)
+    @property
+    def weights(self) -> int:
+        """Count of what is to be stored in fewer bits."""
+        layers = sum(len(graph_plan.layers) for graph_plan in self.planned.graphs)
+        return layers + self.others.size
 
 
 def _may_hide_layers(first: _FirstPlan, context: Context) -> bool:

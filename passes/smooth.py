@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -62,11 +62,12 @@ class Smooth(Pass):
     Effect: exact. Touches MatMul and Gemm with constant float32 weights. The factor max|x|^alpha /
     max|w|^(1 - alpha) goes into what makes the value, where nothing else reads it: a
     LayerNormalization or RMSNormalization, a Mul by constants, or a layer (through Relu, or a Mul
-    by another value). Where nothing can take it, a Mul is inserted in front of the layers. The
-    range of the value stays: no channel is made so loud that it could leave it on other samples, as
-    far as the tails of its values tell. The gain is judged on samples that had no part in the
-    factors. With `aim=weights` the factor is a power of the mean |x|, that of least error at the
-    layers' outputs when weights are rounded in blocks of `block` inputs to `bits` bits.
+    by another value). Where nothing can take it, a Mul is inserted in front of the layers. The gain
+    is judged on samples that had no part in the factors. With `aim=activations` the range of the
+    value stays: no channel is made so loud that it could leave it on other samples, as far as the
+    tails of its values tell. With `aim=weights` the factor is a power of the mean |x|, that of
+    least error at the layers' outputs when weights are rounded in blocks of `block` inputs to
+    `bits` bits.
 
     Shapes: activations (..., C) and weights (C, M) keep theirs; one factor for each of the C
     channels.
@@ -92,7 +93,8 @@ class Smooth(Pass):
     )
     alpha: float = Option(
         0.7,
-        "How much of the spread of activations goes into weights: 0 none, 1 all.",
+        "How much of the spread of activations goes into weights: 0 none, 1 all; for "
+        "aim=activations.",
         low=0.0,
         high=1.0,
     )
@@ -120,9 +122,18 @@ class Smooth(Pass):
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
+        return self.run_on(model, context)
+
+    def run_on(
+        self, model: ir.Model, context: Context, only: Collection[str] | None = None
+    ) -> PassOutcome:
+        """Run on values that none but layers of these weights multiply; by default on all."""
         layers, declined = fittable_layers(model)
         products = [layer for layer in layers if layer.node.op_type != "Conv"]
         all_readers = list(readers_of(products))
+        if only is not None:
+            declined = []
+            all_readers = [each for each in all_readers if _is_of(each, only)]
         seen: Mapping[str, Rows] = {}
         if all_readers:
             seen = context.collect(
@@ -136,8 +147,8 @@ class Smooth(Pass):
         inserted = 0
         for index, readers in enumerate(all_readers):
             source = source_of(readers, makers)
-            extremes = seen.get(str(index))
-            smoothing = self._smoothing(readers, source, extremes)
+            moments = seen.get(str(index))
+            smoothing = self._smoothing(readers, source, moments)
             if isinstance(smoothing, str):
                 where = f"value {readers.value.name}"
                 declined.append(Declined(where, smoothing))
@@ -174,7 +185,7 @@ class Smooth(Pass):
     ) -> Smoothing | str:
         """Factors for a value, or the reason why it is left as it is.
 
-        `source`: what can take the factors, or why nothing can. `seen`: extremes of the value,
+        `source`: what can take the factors, or why nothing can. `seen`: moments of the value,
         (folds, 3, C).
         """
         inserts = isinstance(source, str)
@@ -182,7 +193,7 @@ class Smooth(Pass):
             return source
         found = self._judged(readers, seen)
         if found is None and seen is not None and 0 < len(seen) < FEWEST_FOLDS:
-            return f"its channels' ranges need {FEWEST_FOLDS} samples or more: give more data"
+            return f"its channels need {FEWEST_FOLDS} samples or more: give more data"
         # a Mul costs time in every run, a factor in a parameter nothing
         least = self.insert_gain if inserts else self._least_gain
         if found is not None and found.gain >= max(least, NOISE):
@@ -205,6 +216,11 @@ class Smooth(Pass):
             return _for_activations(readers, seen, self.alpha)
         grid = BlockGrid(int(self.bits), self.block)
         return factors_for_blocks(readers, seen, grid)
+
+
+def _is_of(readers: Readers, names: Collection[str]) -> bool:
+    """True if all layers that read a value have weights of these names."""
+    return all(layer.weight.name in names for layer in readers.layers)
 
 
 def _requests(all_readers: list[Readers], kind: MomentKind) -> dict[str, MomentRequest]:

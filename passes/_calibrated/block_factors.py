@@ -17,10 +17,13 @@ from .block_compensation import nearest_in_blocks, values_in_blocks
 from .layers import PerChannel, Rows
 from .levels import FEWEST_FOLDS
 from .rounding import decibels
-from .scaling import Readers, Smoothing
+from .scaling import Readers, Smoothing, input_maxima
 
 LEAST_LOUDNESS = 2.0**-16
 """Mean |x| of a channel, as a share of the loudest one's, below which it is float noise."""
+
+MOST = 1e30
+"""Magnitude of weights from which none are scaled: far beyond those of any trained model."""
 
 EXPONENTS = np.arange(1, 10) / 10
 """Powers of the mean |x| to try for factors. The paper tries twenty, from 0 to 0.95."""
@@ -44,9 +47,9 @@ def factors_for_blocks(
     layers = readers.layers
     if seen.shape[2] != readers.channels:
         return None
-    weights = [_some_rows(layer) for layer in layers]
-    if not all(np.isfinite(rows).all() for rows in weights):
+    if not all(_is_moderate(layer) for layer in layers):
         return None
+    weights = [_some_rows(layer) for layer in layers]
     loudness = seen[:, 1].mean(axis=0)
     # a channel that is silent here needs its weights on other samples
     is_heard = loudness > LEAST_LOUDNESS * loudness.max()
@@ -70,6 +73,12 @@ def factors_for_blocks(
     return Smoothing(best, decibels(before, after))
 
 
+def _is_moderate(layer: LinearLayer) -> bool:
+    """True if no weight is so large that a factor could take it out of its type."""
+    largest = input_maxima(layer).max(initial=0.0)
+    return bool(largest < MOST)
+
+
 def _some_rows(layer: LinearLayer) -> Rows:
     """Weights of some channels of a layer, far apart, for the power that all of them have."""
     rows = layer.rows()
@@ -88,10 +97,12 @@ def _error(
     """
     total = 0.0
     seen_power = power / factors**2
-    for rows in weights:
-        scaled = rows * factors
-        codes = nearest_in_blocks(scaled, grid)
-        difference = values_in_blocks(codes, grid) - scaled
-        squares = np.einsum("mk,mk->k", difference, difference)
-        total += float(squares @ seen_power)
+    # of weights near the end of their type the error is no number, and no factor is taken
+    with np.errstate(over="ignore", invalid="ignore"):
+        for rows in weights:
+            scaled = rows * factors
+            codes = nearest_in_blocks(scaled, grid)
+            difference = values_in_blocks(codes, grid) - scaled
+            squares = np.einsum("mk,mk->k", difference, difference)
+            total += float(squares @ seen_power)
     return total

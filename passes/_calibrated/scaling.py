@@ -217,15 +217,15 @@ def _scalable_factor(
     node: ir.Node, readers: Readers, makers: dict[ir.Value, LinearLayer]
 ) -> LinearLayer | None:
     """A layer that makes one of the two factors of a product, for nothing else."""
-    if node.op_type != "Mul":
+    # the channels of a Conv are counted from the front, which products of other ranks shift
+    if node.op_type != "Mul" or readers.axis != -1:
         return None
     # of two, the one that comes as it is: the other has a bend behind it, as a gate has
     for value in reversed(node.inputs):
         if value is None or value not in makers or not used_once(value):
             continue
         maker = makers[value]
-        is_conv = maker.node.op_type == "Conv"
-        if is_conv == (readers.axis == 1) and maker.channels == readers.channels:
+        if maker.node.op_type != "Conv" and maker.channels == readers.channels:
             return maker
     return None
 

@@ -127,7 +127,9 @@ def _needs(model: ir.Model) -> list[Need]:
     nodes = list(all_nodes(model))
     for domain in sorted(_foreign_domains(nodes, model)):
         needs.append((None, f"operators of {domain}"))
-    for key in sorted({(node.domain, node.op_type) for node in nodes} & FOREIGN.keys()):
+    own = {(domain, name) for domain, name, _ in model.functions}
+    used = {(node.domain, node.op_type) for node in nodes} - own
+    for key in sorted(used & FOREIGN.keys()):
         needs.append((FOREIGN[key], f"{key[1]} of {key[0]}"))
     standard = [node for node in nodes if is_standard(node)]
     for rule in RULES:

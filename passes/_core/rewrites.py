@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -86,6 +86,22 @@ def through(gate: Gate) -> Iterator[None]:
         yield
     finally:
         _GATE.reset(token)
+
+
+@contextlib.contextmanager
+def tried() -> Iterator[Callable[[], None]]:
+    """Count the rewrites of the block only where the function that it is given is called then.
+
+    For changes to a copy that may be thrown away.
+    """
+    gate = _GATE.get()
+    if gate is None:
+        yield lambda: None
+        return
+    left = None if gate.limit is None else gate.limit - len(gate.made)
+    trial = Gate(left, gate.left_out)
+    with through(trial):
+        yield lambda: gate.made.extend(trial.made)
 
 
 def permit(pass_name: str, rule: str, where: ir.Node | ir.Value | str) -> Permit | None:

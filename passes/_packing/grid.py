@@ -19,6 +19,9 @@ HIGHEST = 127
 MOST_PARTS = 8
 """Times that the scale may lie within the least distance of two values: 3, 8 and 13 are 5 apart."""
 
+AT_ONCE = 4096
+"""Channels of few elements that are looked at together."""
+
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
@@ -122,9 +125,33 @@ def _scales(tensor: ir.TensorProtocol, layout: Layout) -> Floats | None:
 
 
 def _scales_of_small(tensor: ir.TensorProtocol, layout: Layout) -> Floats | None:
-    """The same for channels of few elements, all at once: scales of blocks have thousands."""
+    """The same for channels of few elements, many at once: scales of blocks have thousands."""
+    scales = np.ones(layout.channels, np.float32)
+    for rows, held in _small_rows(tensor, layout):
+        found = _scales_of_rows(rows)
+        if found is None:
+            return None
+        scales[held] = found
+    return scales
+
+
+def _small_rows(
+    tensor: ir.TensorProtocol, layout: Layout
+) -> Iterator[tuple[Floats, slice]]:
+    """Channels as rows (channels, width), some at a time, and which they are."""
+    if layout.outer == 1:
+        for view, held in _views(tensor, layout):
+            yield layout.rows(view), held
+        return
+    # their elements lie far apart: there are few of each
     whole, _ = layout.view(tensor.numpy().reshape(-1), 0)
-    rows = layout.rows(whole)
+    for start in range(0, layout.channels, AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        yield layout.rows(whole[:, part]), part
+
+
+def _scales_of_rows(rows: Floats) -> Floats | None:
+    """The scale of each channel, a row; None as soon as one has none: (channels, width)."""
     if not np.isfinite(rows).all():
         return None
     magnitudes = np.sort(np.abs(rows), axis=1)

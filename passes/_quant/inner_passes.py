@@ -31,13 +31,14 @@ ROUNDING_SAMPLES = 64
 """Calibration samples for `gptq`: more change nothing that was measured."""
 
 
-def has_short_blocks(planned: QuantPlan) -> bool:
-    """True if layers get weights in blocks of so few bits that rounding is worth care."""
+def in_short_blocks(planned: QuantPlan) -> set[str]:
+    """Names of weights that get blocks of so few bits that rounding is worth care."""
+    found = set()
     for graph_plan in planned.graphs:
         for layer in graph_plan.engines.get(BLOCKED, []):
             if graph_plan.choices[layer].bits == BLOCK_BITS:
-                return True
-    return False
+                found.add(layer.weight.name or "")
+    return found
 
 
 class InnerReasons:
@@ -70,10 +71,13 @@ def smooth_inside(
     context: Context,
     outcome: PassOutcome,
     inner: InnerReasons,
+    only: Collection[str] | None = None,
 ) -> None:
-    """Even out what layers read."""
-    smoothed = smooth.run_within(model, context)
-    outcome.stats["smoothed"] = smoothed.changed
+    """Even out what layers read; `only`: those of these weights."""
+    with context.progress(smooth.name, 1):
+        smoothed = smooth.run_on(model, context, only)
+    before = int(outcome.stats.get("smoothed", 0))
+    outcome.stats["smoothed"] = before + smoothed.changed
     inner.add(Smooth.name, smoothed.declined)
 
 

@@ -56,9 +56,14 @@ class OtherPlan:
     """Tables that linear layers have stored, to be shared."""
 
     @property
+    def size(self) -> int:
+        """Count of what is to be stored."""
+        return len(self.tables.tables) + len(self.recurrent.layers)
+
+    @property
     def is_empty(self) -> bool:
         """True if nothing is to be stored."""
-        return not self.tables.tables and not self.recurrent.layers
+        return not self.size
 
     @property
     def table_values(self) -> set[ir.Value]:

@@ -109,3 +109,20 @@ def test_a_channel_of_zeros_keeps_its_weights():
     after = model.graph.initializers["w2"].const_value.numpy()
     np.testing.assert_array_equal(after[:, 5], before[:, 5])
     assert (after[:, 4] != before[:, 4]).any()
+
+
+ACROSS_RANKS = """
+<ir_version: 10, opset_import: ["" : 21]>
+net (float[4, 4, 8, 8] x, float[2, 4, 4, 6, 6] g) => (float[2, 4, 4, 6, 6] y)
+<float[4, 4, 3, 3] u, float[4, 4, 1, 1, 1] w>
+{ m = Conv (x, u) h = Mul (g, m) y = Conv (h, w) }
+"""
+
+
+def test_a_product_of_images_of_other_ranks_is_left_alone():
+    # the first axis behind the batch is another one in the product
+    model = ir.from_proto(model_from(ACROSS_RANKS))
+    normalize(model)
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    assert Equalize().run(model, NullContext()).changed == 0
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from exactness import run_exact
+from exactness import model_of, run_exact
+from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._core.rewrites import Gate, through
 from onnx_opt.passes.fuse_attention import FuseAttention
 
 pytestmark = [
@@ -19,6 +21,18 @@ def fused(text, form="standard", **feeds):
 
 def reasons(outcome):
     return [declined.reason for declined in outcome.declined]
+
+
+def test_a_copy_that_is_thrown_away_counts_for_nothing():
+    model = model_of(
+        "g (float[N, 4] x) => (float[N, 4] y) { a = Identity (x) y = Relu (a) }"
+    )
+    gate = Gate()
+    with through(gate):
+        outcome = FuseAttention().run(model, NullContext())
+    assert outcome.changed == 0
+    assert gate.made == []
+    assert [node.op_type for node in model.graph] == ["Identity", "Relu"]
 
 
 # --- RMS normalisation ------------------------------------------------------------
@@ -57,7 +71,8 @@ PLAIN = {
 def test_normalisations(spelling):
     ops, outcome = fused(NORM.format(**PLAIN | spelling))
     assert ops == ["RMSNormalization"]
-    assert outcome.stats == {"attention": 0, "rotary": 0, "normalization": 1}
+    found = [outcome.stats[kind] for kind in ("attention", "rotary", "normalization")]
+    assert found == [0, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,17 @@ def test_functions_are_of_no_foreign_domain():
     )
 
 
+def test_a_function_of_the_model_is_none_of_the_runtime():
+    text = """<ir_version: 8, opset_import: ["" : 13, "com.microsoft" : 1]>
+    g (float[4] x) => (float[4] y) { y = com.microsoft.MultiHeadAttention (x) }
+    <domain: "com.microsoft", opset_import: ["" : 13]>
+    MultiHeadAttention (a) => (b) { b = Relu (a) }"""
+    assert (
+        requirements_of(ir.from_proto(onnx.parser.parse_model(text))).onnxruntime
+        == "1.15"
+    )
+
+
 def test_a_model_without_standard_operators():
     model = ir.Model(
         ir.Graph([], [], nodes=[], opset_imports={"ai.onnx.ml": 3}), ir_version=8

@@ -69,7 +69,7 @@ def context_of(
 def _made_up(run: Run, inputs: VerificationInputs) -> MadeUp:
     """Feeds of a run without data, made when a pass asks for them: most never do.
 
-    None of the data that the result is judged by is among them.
+    None of the user's data is among them: what judges the result must not be seen by a pass.
     """
 
     @functools.cache
