@@ -517,12 +517,16 @@ class Quant(Pass):
         request = self._request(rules, left_float, context, ranges)
         other_request = self._other_request(left_float, context)
         first = _FirstPlan.of(plain_weights(model), request, other_request)
-        if _may_hide_layers(first, context):
+        is_hidden = hides_weights(first.model)
+        # with data layers may stand behind other nodes, too
+        if is_hidden or (first.is_empty and context.has_data()):
             simplified = model.clone()
             with tried() as keep:
                 Simplify().run_within(simplified, context)
             uncovered = _FirstPlan.of(simplified, request, other_request)
-            if uncovered.weights > first.weights:
+            # weights that an earlier pass stored small stay so, but for calibrated integers
+            is_wanted = is_hidden or uncovered.planned.needs_ranges
+            if is_wanted and uncovered.weights > first.weights:
                 keep()
                 first = uncovered
         planned = first.planned
@@ -807,13 +811,6 @@ class _FirstPlan:
         """Count of what is to be stored in fewer bits."""
         layers = sum(len(graph_plan.layers) for graph_plan in self.planned.graphs)
         return layers + self.others.size
-
-
-def _may_hide_layers(first: _FirstPlan, context: Context) -> bool:
-    """True if there may be layers behind what simplify removes."""
-    # with data they may stand behind other nodes, too
-    is_bare = first.is_empty and context.has_data()
-    return is_bare or hides_weights(first.model)
 
 
 def _names_of_nodes(model: ir.Model) -> list[str]:
