@@ -62,14 +62,14 @@ class FuseAttention(Pass):
     Shapes: unchanged.
 
     Stats: `attention`, `rotary`, `normalization` (counts of new operators), `simplified` (count of
-    the rewrites of simplify).
+    the rewrites of simplify before).
 
     Source: follows from the definitions of the operators of opset 23.
     """
 
     name: ClassVar[str] = "fuse-attention"
     effect: ClassVar[Effect] = "exact"
-    unit: ClassVar[str] = "rewrites"
+    unit: ClassVar[str] = "operators"
 
     form: Literal["auto", "standard", "runtime"] = Option(
         "auto",
@@ -79,35 +79,36 @@ class FuseAttention(Pass):
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
         outcome = PassOutcome()
         form = FORMS[context.target] if self.form == "auto" else self.form
-        # patterns lie behind what exporters write of shapes
-        simplified = model.clone()
+        fused = model.clone()
         with tried() as keep:
-            simplification = Simplify().run_within(simplified, context)
-        sweep = _Sweep(
-            self.name,
-            simplified,
-            form == "standard",
-        )
-        opset = sweep.opset()
-        outcome.declined = sweep.declined
-        if opset is None:
-            return outcome
-        try:
-            raise_opset(simplified, opset)
-        except OpsetRefused as refused:
-            outcome.declined.append(Declined("opset", str(refused)))
+            # patterns lie behind what exporters write of shapes
+            simplification = Simplify().run_within(fused, context)
+            sweep = _Sweep(
+                self.name,
+                fused,
+                form == "standard",
+            )
+            opset = sweep.opset()
+            outcome.declined = sweep.declined
+            if opset is None:
+                return outcome
+            try:
+                raise_opset(fused, opset)
+            except OpsetRefused as refused:
+                outcome.declined.append(Declined("opset", str(refused)))
+                return outcome
+            sweep.write()
+            outcome.declined = sweep.declined
+            RemoveUnused().run_within(fused, context)
+        outcome.changed = sweep.counts.total()
+        outcome.stats = {**sweep.counts, "simplified": simplification.changed}
+        if not outcome.changed:
             return outcome
         keep()
-        become(model, simplified)
-        sweep.model = model
-        sweep.write()
-        outcome.declined = sweep.declined
+        become(model, fused)
         if not sweep.standard and sweep.counts["attention"]:
             model.opset_imports.setdefault(MICROSOFT, 1)
-        RemoveUnused().run_within(model, context)
         refresh_shapes(model)
-        outcome.changed = sweep.counts.total() + simplification.changed
-        outcome.stats = {**sweep.counts, "simplified": simplification.changed}
         return outcome
 
 

@@ -15,11 +15,8 @@ from ._calibrated.grid import GridOf
 from ._calibrated.layers import Grams, PerChannel, Rows
 from ._calibrated.rounding import RoundedLayer, damped
 from ._calibrated.rounding_pass import RoundingPass
-from ._quant.block_grids import BlockGrid
+from ._quant.block_grids import BLOCK_BITS, BlockGrid
 from ._quant.grids import Grid
-
-BLOCK_BITS = 4
-"""Bits of the grids of blocks that data pays for: 8 bits lose too little to be won back."""
 
 
 @dataclass(frozen=True)

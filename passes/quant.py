@@ -39,11 +39,11 @@ from ._core.patterns import (
     weighted_parts,
 )
 from ._core.provenance import FloatLayer, set_float_layer
-from ._core.rewrites import tried
 from ._core.tables import tables_of
 from ._core.targets import TARGETS, QuantRules
 from ._quant.calibrate import Ranges
 from ._quant.engine import Counts, stat_of
+from ._quant.first_plan import first_plan
 from ._quant.fp16.convert import touches_float
 from ._quant.inner_passes import (
     ROUNDING_SAMPLES,
@@ -84,7 +84,7 @@ from ._quant.schemes import (
 )
 from ._quant.weight_codes import Storage
 from ._quant.write_layers import write_layers
-from ._simplify.plain_weights import hides_weights, plain_weights
+from ._simplify.plain_weights import plain_weights
 from .fuse_attention import FASTER, FuseAttention
 from .simplify import Simplify
 from .smooth import Smooth
@@ -516,19 +516,7 @@ class Quant(Pass):
             return PassOutcome(declined=[Declined(f"target {context.target}", reason)])
         request = self._request(rules, left_float, context, ranges)
         other_request = self._other_request(left_float, context)
-        first = _FirstPlan.of(plain_weights(model), request, other_request)
-        is_hidden = hides_weights(first.model)
-        # with data layers may stand behind other nodes, too
-        if is_hidden or (first.is_empty and context.has_data()):
-            simplified = model.clone()
-            with tried() as keep:
-                Simplify().run_within(simplified, context)
-            uncovered = _FirstPlan.of(simplified, request, other_request)
-            # weights that an earlier pass stored small stay so, but for calibrated integers
-            is_wanted = is_hidden or uncovered.planned.needs_ranges
-            if is_wanted and uncovered.weights > first.weights:
-                keep()
-                first = uncovered
+        first = first_plan(model, request, other_request, context)
         planned = first.planned
         if first.is_empty:
             return PassOutcome(declined=planned.declined + first.others.declined)
@@ -617,26 +605,13 @@ class Quant(Pass):
         Returns the plan of the model as it is then.
         """
         raise_opset(model, planned.opset(request.options))
-        if self.fuse and context.target in FASTER and planned.uses(BLOCKED):
-            # integers of weights leave time for what stands between layers to count
-            fused = FuseAttention().run_within(model, context)
-            outcome.stats["fused"] = fused.changed - int(
-                fused.stats.get("simplified", 0)
-            )
-            inner.add(FuseAttention.name, fused.declined)
-        if planned.needs_ranges:
-            self._prepare(
-                model,
-                context,
-                outcome,
-                inner,
-            )
-        elif self.smooth and planned.uses(DYNAMIC) and tables_of(model):
-            # made-up tokens are tokens: what they make of a model's channels holds for others
-            observer = observing(model, context)
-            smooth = Smooth(samples=self.samples, alpha=SMOOTHING)
-            if observer is not None:
-                smooth_inside(smooth, model, observer, outcome, inner)
+        self._rewrite(
+            model,
+            planned,
+            context,
+            outcome,
+            inner,
+        )
         # again: exact rewrites put other nodes in place of the planned ones, and uncover layers
         planned = plan(model, request)
         spared = self._spared(model, planned, request, noise)
@@ -653,6 +628,7 @@ class Quant(Pass):
             samples = min(self.samples, ROUNDING_SAMPLES)
             smooth = Smooth(aim="weights", block=self.block, samples=samples)
             smooth_inside(smooth, model, rounds, outcome, inner, short)
+            # again: a factor may have become a node
             planned = plan(model, request)
         _note_origins(planned)
         # from here on the model loses: reports compare with this
@@ -677,6 +653,34 @@ class Quant(Pass):
         names = [chosen.where for chosen in finer]
         kept = Sparing.of_weights(planned, names, Choice("blocked", 8))
         return plan(model, replace(request, choose=kept.around(request.choose)))
+
+    def _rewrite(
+        self,
+        model: ir.Model,
+        planned: QuantPlan,
+        context: Context,
+        outcome: PassOutcome,
+        inner: InnerReasons,
+    ) -> None:
+        """Exact rewrites that the plan is worth more by."""
+        if self.fuse and context.target in FASTER and planned.uses(BLOCKED):
+            # integers of weights leave time for what stands between layers to count
+            fused = FuseAttention().run_within(model, context)
+            outcome.stats["fused"] = fused.changed
+            inner.add(FuseAttention.name, fused.declined)
+        if planned.needs_ranges:
+            self._prepare(
+                model,
+                context,
+                outcome,
+                inner,
+            )
+        elif self.smooth and planned.uses(DYNAMIC) and tables_of(model):
+            # made-up tokens are tokens: what they make of a model's channels holds for others
+            observer = observing(model, context)
+            smooth = Smooth(samples=self.samples, alpha=SMOOTHING)
+            if observer is not None:
+                smooth_inside(smooth, model, observer, outcome, inner)
 
     def _rounding_context(
         self, model: ir.Model, planned: QuantPlan, context: Context
@@ -782,35 +786,6 @@ class Quant(Pass):
         names = Names(model)
         pooled = sum(mean_to_pool(graph, names) for graph in graphs_of(model))
         outcome.stats["simplified"] = simplified.changed + pooled
-
-
-@dataclass(frozen=True)
-class _FirstPlan:
-    """A form of the model from before any change, and what is planned for it."""
-
-    model: ir.Model
-    planned: QuantPlan
-    others: OtherPlan
-
-    @classmethod
-    def of(
-        cls, model: ir.Model, request: PlanRequest, other_request: OtherRequest
-    ) -> _FirstPlan:
-        """Plans for a form of the model."""
-        planned = plan(model, request)
-        others = plan_others(model, other_request)
-        return cls(model, planned, others)
-
-    @property
-    def is_empty(self) -> bool:
-        """True where nothing may change."""
-        return not self.planned.graphs and self.others.is_empty
-
-    @property
-    def weights(self) -> int:
-        """Count of what is to be stored in fewer bits."""
-        layers = sum(len(graph_plan.layers) for graph_plan in self.planned.graphs)
-        return layers + self.others.size
 
 
 def _names_of_nodes(model: ir.Model) -> list[str]:

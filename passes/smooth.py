@@ -30,7 +30,7 @@ from ._core.edit import Edit
 from ._core.linear import LinearLayer
 from ._core.options import AUTO, Auto
 from ._core.rewrites import permit
-from ._quant.block_grids import BlockGrid
+from ._quant.block_grids import BLOCK_BITS, BlockGrid
 
 NOISE = 0.01
 """Gain in dB below which there is nothing left to smooth: it is rounding of the factors
@@ -66,8 +66,8 @@ class Smooth(Pass):
     is judged on samples that had no part in the factors. With `aim=activations` the range of the
     value stays: no channel is made so loud that it could leave it on other samples, as far as the
     tails of its values tell. With `aim=weights` the factor is a power of the mean |x|, that of
-    least error at the layers' outputs when weights are rounded in blocks of `block` inputs to
-    `bits` bits.
+    least error at the layers' outputs when weights are rounded to 4 bits in blocks of `block`
+    inputs.
 
     Shapes: activations (..., C) and weights (C, M) keep theirs; one factor for each of the C
     channels.
@@ -113,9 +113,8 @@ class Smooth(Pass):
         high=300.0,
         unit="dB",
     )
-    bits: Literal["4", "8"] = Option("4", "Bits of weights, for aim=weights.")
     block: int = Option(
-        32, "Inputs that share a scale, for aim=weights.", low=16, high=65536
+        32, "Weights that share a scale, for aim=weights.", low=16, high=65536
     )
     samples: int = Option(
         512, "Calibration samples to use at most.", low=1, high=10_000_000
@@ -214,7 +213,7 @@ class Smooth(Pass):
         """Factors for a value and their gain; None where there are none."""
         if self.aim == "activations":
             return _for_activations(readers, seen, self.alpha)
-        grid = BlockGrid(int(self.bits), self.block)
+        grid = BlockGrid(BLOCK_BITS, self.block)
         return factors_for_blocks(readers, seen, grid)
 
 

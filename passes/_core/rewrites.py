@@ -92,7 +92,7 @@ def through(gate: Gate) -> Iterator[None]:
 def tried() -> Iterator[Callable[[], None]]:
     """Count the rewrites of the block only where the function that it is given is called then.
 
-    For changes to a copy that may be thrown away.
+    For changes to a copy that may be thrown away. A failure counts up to where it was.
     """
     gate = _GATE.get()
     if gate is None:
@@ -100,8 +100,13 @@ def tried() -> Iterator[Callable[[], None]]:
         return
     left = None if gate.limit is None else gate.limit - len(gate.made)
     trial = Gate(left, gate.left_out)
-    with through(trial):
-        yield lambda: gate.made.extend(trial.made)
+    try:
+        with through(trial):
+            yield lambda: gate.made.extend(trial.made)
+    except BaseException:
+        gate.made.extend(trial.made)
+        gate.asked[:] = trial.asked
+        raise
 
 
 def permit(pass_name: str, rule: str, where: ir.Node | ir.Value | str) -> Permit | None:

@@ -151,34 +151,46 @@ def _small_rows(
 
 
 def _scales_of_rows(rows: Floats) -> Floats | None:
-    """The scale of each channel, a row; None as soon as one has none: (channels, width)."""
+    """Scales of which each channel, a row, holds multiples, bit for bit: (channels, n).
+
+    None as soon as one has none.
+    """
     if not np.isfinite(rows).all():
         return None
-    magnitudes = np.sort(np.abs(rows), axis=1)
+    absolute = np.abs(rows)
+    magnitudes = np.sort(absolute, axis=1)
     exact = magnitudes.astype(np.float64)
     distances = np.diff(exact, axis=1, prepend=0)
     apart = np.where(distances > 0, distances, np.inf)
-    least = apart.min(axis=1, keepdims=True)
+    least = apart.min(axis=1, keepdims=True, initial=np.inf)
+    # a value stands for all numbers that are rounded to it
+    spacing = np.spacing(magnitudes)
+    half = spacing.astype(np.float64) / 2
     # a channel of zeros has any scale
     scales = np.ones(len(rows), np.float32)
-    waiting = np.flatnonzero(np.isfinite(least[:, 0]))
-    half = np.spacing(magnitudes).astype(np.float64) / 2
+    is_nonzero = np.isfinite(least[:, 0])
+    waiting = np.flatnonzero(is_nonzero)
     for parts in range(1, MOST_PARTS + 1):
         if not waiting.size:
             break
         own = exact[waiting]
-        codes = np.rint(own * parts / least[waiting])
+        own_half = half[waiting]
+        scaled = own * parts
+        codes = np.rint(scaled / least[waiting])
         if codes.max() > HIGHEST:
             return None
+        # a zero is a multiple of anything
         divisors = np.where(codes > 0, codes, np.nan)
-        lowest = (own - half[waiting]) / divisors
-        highest = (own + half[waiting]) / divisors
-        middle = (np.nanmax(lowest, axis=1) + np.nanmin(highest, axis=1)) / 2
+        lowest = (own - own_half) / divisors
+        highest = (own + own_half) / divisors
+        low = np.nanmax(lowest, axis=1)
+        high = np.nanmin(highest, axis=1)
         numbers = codes.astype(np.float32)
+        wanted = magnitudes[waiting]
         is_found = np.zeros(len(waiting), bool)
-        for candidates in _candidates(middle):
+        for candidates in _candidates((low + high) / 2):
             back = numbers * candidates[:, None]
-            is_equal = (back == magnitudes[waiting]).all(axis=1)
+            is_equal = np.all(back == wanted, axis=1)
             is_new = is_equal & ~is_found
             scales[waiting[is_new]] = candidates[is_new]
             is_found |= is_equal
@@ -206,41 +218,15 @@ def _magnitudes(known: Floats, values: Floats) -> Floats | None:
 
 def _scale_of(magnitudes: Floats) -> np.float32 | None:
     """The scale of which all magnitudes are multiples, bit for bit; None where there is none."""
-    if not magnitudes.size:
-        return np.float32(1)
-    exact = magnitudes.astype(np.float64)
-    distances = np.diff(exact, prepend=0)
-    least = distances.min()
-    # a value stands for all numbers that are rounded to it
-    spacing = np.spacing(magnitudes)
-    width = spacing.astype(np.float64)
-    half = width / 2
-    below = exact - half
-    above = exact + half
-    for parts in range(1, MOST_PARTS + 1):
-        scaled = exact * parts
-        quotients = scaled / least
-        codes = np.rint(quotients)
-        if codes[-1] > HIGHEST:
-            return None
-        lowest = below / codes
-        low = lowest.max()
-        highest = above / codes
-        high = highest.min()
-        middle = (low + high) / 2
-        numbers = codes.astype(np.float32)
-        for scale in _candidates(middle):
-            back = numbers * scale
-            if np.array_equal(back, magnitudes):
-                return np.float32(scale)
-    return None
+    found = _scales_of_rows(magnitudes[None])
+    if found is None:
+        return None
+    return np.float32(found[0])
 
 
-def _candidates(middle: Any) -> Iterator[Any]:
-    """Scales to try, of one channel or of several: the middle of those that may be, and its
-    neighbours.
-    """
-    rounded = np.asarray(middle, np.float32)[()]
+def _candidates(middle: NDArray[np.float64]) -> Iterator[Floats]:
+    """Scales to try of each channel: the middle of those that may be, and its neighbours."""
+    rounded = middle.astype(np.float32)
     yield rounded
     zero = np.float32(0)
     yield np.nextafter(rounded, zero)

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from .grids import ON_GRID
 from .weights import Floats
 
+BLOCK_BITS = 4
+"""Bits of the grids of blocks that data pays for: 8 bits lose too little to be won back."""
+
 LEVELS = {4: (-8, 7), 8: (-127, 127)}
 DTYPES = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 TRIED = {4: (-8.0, 7.0), 8: (127.0,)}

@@ -16,9 +16,9 @@ from .._calibrated.rounding import DAMP
 from .._core.context import Context
 from .._core.linear import LinearLayer
 from .._core.outcome import Chosen, Declined, PassOutcome
-from ..gptq import BLOCK_BITS, Gptq
+from ..gptq import Gptq
 from ..smooth import Smooth
-from .block_grids import BlockGrid
+from .block_grids import BLOCK_BITS, BlockGrid
 from .grids import Grid
 from .layers import QuantLayer
 from .plan import PlanRequest, QuantPlan

@@ -1,4 +1,4 @@
-"""What `quant(blocked)` does first to models of language: operators fused, weights evened out."""
+"""Operators fused and weights evened out before `quant(blocked)` rounds them."""
 
 import numpy as np
 import onnx_ir as ir
@@ -88,19 +88,12 @@ def test_evened_weights_lose_less(rounding, fuse):
     assert lost(evened) > lost(plain) + 0.5
 
 
-@pytest.mark.parametrize(
-    "quant",
-    [
-        Quant("blocked", bits=4, fuse=False, exclude=("down",)),
-        Quant("int8", layers=("gate=blocked:4", "up=blocked:4"), outliers="ignore"),
-    ],
-)
-def test_only_values_that_short_blocks_read_are_evened(quant):
+def test_layers_that_are_left_out_keep_their_weights():
     model = block_model()
-    down = model.graph.initializers["down"].const_value.numpy().copy()
-    ran = context()
-    outcome = quant.run(model, ran)
-    assert outcome.stats["smoothed"] >= 1
-    stored = model.graph.initializers.get("down")
-    if stored is not None:
-        np.testing.assert_array_equal(stored.const_value.numpy(), down)
+    before = model.graph.initializers["down"].const_value.numpy().copy()
+    quant = Quant("blocked", bits=4, fuse=False, exclude=("down",))
+    outcome = quant.run(model, context())
+    # what gate and up read
+    assert outcome.stats["smoothed"] == 1
+    after = model.graph.initializers["down"].const_value.numpy()
+    np.testing.assert_array_equal(after, before)

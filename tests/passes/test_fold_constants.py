@@ -240,3 +240,38 @@ def test_nested_branches_with_equal_names_do_not_clash():
     model, outcome = run_exact(FoldConstants(), text)
     assert outcome.stats["branches"] == 3
     assert ops_of(model) == ["Neg", "Relu", "Neg", "Relu", "Add"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "perm", "turned"),
+    [
+        ((600, 500), "", (500, 600)),
+        ((2, 500, 300), "<perm = [0, 2, 1]>", (2, 300, 500)),
+        ((3, 400, 250), "<perm = [2, 0, 1]>", (250, 3, 400)),
+    ],
+)
+def test_a_large_weight_is_turned_whenever_it_is_read(shape, perm, turned):
+    dims = ", ".join(map(str, turned))
+    text = f"""
+    g (float[{dims}] x) => (float[{dims}] y) <float[1] w = {{0}}>
+    {{ t = Transpose {perm} (w) n = Neg (x) y = Add (n, t) }}"""
+    weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    model = with_weight(text, weight)
+    assert FoldConstants().run(model, NullContext()).changed == 1
+    assert ops_of(model) == ["Neg", "Add"]
+    (folded,) = model.graph.initializers.values()
+    assert isinstance(folded.const_value, ir.LazyTensor)
+    axes = [turned.index(length) for length in shape]
+    expected = np.moveaxis(weight, range(len(shape)), axes)
+    np.testing.assert_array_equal(folded.const_value.numpy(), expected)
+
+
+def test_what_is_made_of_a_large_turned_weight_folds_too():
+    text = """
+    g (float[500, 600] x) => (float[500, 600] y) <float[1] w = {0}>
+    { t = Transpose (w) n = Neg (t) y = Add (x, n) }"""
+    weight = np.random.default_rng(0).normal(size=(600, 500)).astype(np.float32)
+    model = with_weight(text, weight)
+    assert FoldConstants().run(model, NullContext()).changed == 2
+    (folded,) = model.graph.initializers.values()
+    np.testing.assert_array_equal(folded.const_value.numpy(), -weight.T)

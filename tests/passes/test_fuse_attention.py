@@ -1,10 +1,11 @@
 """Attention, rotary embeddings and RMS normalisations: what is found, and what is in the way."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from exactness import model_of, run_exact
 from onnx_opt.passes._base import NullContext
-from onnx_opt.passes._core.rewrites import Gate, through
+from onnx_opt.passes._core.rewrites import Gate, Rewrite, through
 from onnx_opt.passes.fuse_attention import FuseAttention
 
 pytestmark = [
@@ -33,6 +34,18 @@ def test_a_copy_that_is_thrown_away_counts_for_nothing():
     assert outcome.changed == 0
     assert gate.made == []
     assert [node.op_type for node in model.graph] == ["Identity", "Relu"]
+
+
+def test_a_pattern_that_must_stay_leaves_the_model_as_it_was():
+    model = model_of(NORM.format(**PLAIN))
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    rule = Rewrite("fuse-attention", "normalization")
+    gate = Gate(left_out=frozenset({rule}))
+    with through(gate):
+        outcome = FuseAttention().run(model, NullContext())
+    assert outcome.changed == 0
+    assert gate.made == []
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
 # --- RMS normalisation ------------------------------------------------------------
@@ -73,6 +86,7 @@ def test_normalisations(spelling):
     assert ops == ["RMSNormalization"]
     found = [outcome.stats[kind] for kind in ("attention", "rotary", "normalization")]
     assert found == [0, 0, 1]
+    assert outcome.changed == 1
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,14 @@ def test_weights_that_loud_channels_meet_round_better(text, spread):
     assert abs(gain - outcome.stats["gain_db"]) < 1.5
 
 
+def test_values_that_other_layers_read_are_left_alone():
+    # h is read by the layer of w, and x by those of u and v
+    model, context = made(GATED, ("u",))
+    smooth = Smooth(aim="weights", block=16)
+    assert smooth.run_on(model, context, only={"u", "v"}).changed == 0
+    assert smooth.run_on(model, context, only={"w"}).changed == 1
+
+
 @pytest.mark.needs("onnx", "1.18", "opset 23")
 @pytest.mark.needs("onnxruntime", "1.23", "opset 23")
 def test_an_rms_normalization_takes_factors():
