@@ -75,6 +75,7 @@ from ._quant.outliers import (
 )
 from ._quant.plan import PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
+from ._quant.quiet_samples import InputNoise, SampleNoise
 from ._quant.schemes import (
     BLOCKED,
     DYNAMIC,
@@ -145,7 +146,8 @@ class Quant(Pass):
     CPU), `simplified`, `smoothed`, `rounded` (counts of what the passes changed that run inside:
     exact rewrites, values whose channels were evened out, layers rounded by data),
     `rounding_gain_db` (dB of output error below nearest rounding, mean over those layers),
-    `outliers` (count of layers whose weights alone are integers, for their input holds outliers),
+    `outliers` (count of layers whose weights alone are integers, for their input holds outliers or
+    samples too quiet for one grid),
     `tables` (count of tables in 8 bits), `fused` (count of operators that pass fuse-attention made,
     for blocks), `notes` (count of metadata entries and doc strings dropped).
 
@@ -276,7 +278,7 @@ class Quant(Pass):
     outliers: Literal["blocks", "ignore"] = Option(
         "blocks",
         "Layers whose input holds outliers that 8 bits do not survive: blocks of weights times "
-        "float, or ignore.",
+        "float, or ignore; the same for samples too quiet for one grid.",
     )
     tables: Literal["int8", "float"] = Option(
         "int8",
@@ -470,7 +472,7 @@ class Quant(Pass):
             self.percentile,
             self.samples,
         )
-        noise = RowNoise(context)
+        noise = InputNoise(RowNoise(context), SampleNoise(context))
 
         def quantize(candidate: ir.Model, left_float: tuple[str, ...]) -> PassOutcome:
             return self._quantize(
@@ -507,7 +509,7 @@ class Quant(Pass):
         left_float: tuple[str, ...],
         context: Context,
         ranges: Ranges,
-        noise: RowNoise,
+        noise: InputNoise,
     ) -> PassOutcome:
         """Plan, prepare, round, calibrate, insert. `left_float`: more patterns to exclude."""
         rules = self._rules(context.target)
@@ -596,7 +598,7 @@ class Quant(Pass):
         planned: QuantPlan,
         request: PlanRequest,
         context: Context,
-        noise: RowNoise,
+        noise: InputNoise,
         outcome: PassOutcome,
         inner: InnerReasons,
     ) -> QuantPlan:
@@ -614,11 +616,15 @@ class Quant(Pass):
         )
         # again: exact rewrites put other nodes in place of the planned ones, and uncover layers
         planned = plan(model, request)
-        spared = self._spared(model, planned, request, noise)
-        if spared.layers:
-            outcome.stats["outliers"] = len(spared.layers)
-            request = replace(request, choose=spared.around(request.choose))
-            planned = plan(model, request)
+        outliers = 0
+        for spare_some in (self._with_outliers, self._with_quiet_samples):
+            spared = spare_some(model, planned, request, noise)
+            if spared.layers:
+                outliers += len(spared.layers)
+                request = replace(request, choose=spared.around(request.choose))
+                planned = plan(model, request)
+        if outliers:
+            outcome.stats["outliers"] = outliers
         if planned.graphs and raise_opset(model, planned.opset(request.options)):
             # nodes of another graph now
             planned = plan(model, request)
@@ -704,18 +710,31 @@ class Quant(Pass):
             return reading(model, context)
         return observing(model, context, ROUNDING_TOKENS)
 
-    def _spared(
+    def _with_outliers(
         self,
         model: ir.Model,
         planned: QuantPlan,
         request: PlanRequest,
-        noise: RowNoise,
+        noise: InputNoise,
     ) -> Sparing:
         """The layers whose input holds outliers, and what they become instead."""
         if self.outliers == "ignore":
             return Sparing()
         instead = Choice("blocked", 4 if self.bits <= 4 else 8)
-        return spare(model, planned, request, noise, instead)
+        return spare(model, planned, request, noise.of_rows, instead)
+
+    def _with_quiet_samples(
+        self,
+        model: ir.Model,
+        planned: QuantPlan,
+        request: PlanRequest,
+        noise: InputNoise,
+    ) -> Sparing:
+        """The layers that go on reading floats, since 8 bits leave nothing of quiet samples."""
+        if self.outliers == "ignore" or not request.stores_floats:
+            return Sparing()
+        layers = noise.of_samples.quiet_layers(model, planned, request.rules)
+        return Sparing(tuple(layers), lambda choice: replace(choice, reads_floats=True))
 
     def _rules(self, target: str) -> QuantRules:
         """The target's table, with the activations of the form."""

@@ -258,8 +258,9 @@ class RunContext:
     ) -> dict[str, NDArray[np.float64]]:
         """Moments of tensors, accumulated in the child, by the keys of their requests.
 
-        Errors: UsageError without data.
+        Those of bodies have names as `RunNames` gives them. Errors: UsageError without data.
         """
+        model = with_body_values(model, _tensors_of(requests))
         looks = _looks_at(requests)
         return self._in_stages(looks, model, samples, read=("moments",))
 
@@ -275,6 +276,7 @@ class RunContext:
 
         Errors: UsageError without data.
         """
+        model = with_body_values(model, _tensors_of(requests))
         looks = _looks_at(requests)
         kept: dict[Group, int] = {}
         for key, request in requests.items():
@@ -555,6 +557,13 @@ class _Looks:
     groups: Sequence[Group]
     argument: Callable[[Stage, bool], Mapping[str, Any]]
     counts_samples: bool = False
+
+
+def _tensors_of(requests: Mapping[str, MomentRequest]) -> set[str]:
+    """Names of all that requests look at."""
+    tensors = {request.tensor for request in requests.values()}
+    targets = {request.target for request in requests.values() if request.target}
+    return tensors | targets
 
 
 def _looks_at(requests: Mapping[str, MomentRequest]) -> _Looks:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.bodies import bodies_of, repeated_bodies
 from .._core.chains import CHAIN_OPS, made_of_constants
 from .._core.graph import all_nodes, label
 from .._core.linear import LinearLayer, linear_layer, multiplies_by_weight
@@ -32,17 +33,21 @@ LARGEST_WIDTH = 8192
 
 
 def fittable_layers(
-    model: ir.Model, *, tied: bool = False
+    model: ir.Model, *, tied: bool = False, branches: bool = False
 ) -> tuple[list[LinearLayer], list[Declined]]:
-    """Linear layers of the main graph whose weight may change by what they multiply, in order.
+    """Linear layers whose weight may change by what they multiply, in order.
 
     Also the reason for every other node that multiplies by a constant, and for every other matrix
-    of floats. Layers within subgraphs are declined: the context cannot observe what they read.
-    `tied`: also layers of one weight that nothing else reads; whoever sets it sets it for all.
+    of floats. `tied`: also layers of one weight that nothing else reads; whoever sets it sets it
+    for all. `branches`: also layers in bodies of If, for callers that name what these read as
+    `RunNames` does; what those of Loop and Scan read has another axis for the rounds.
     """
     layers: list[LinearLayer] = []
     declined: list[Declined] = []
     made = made_of_constants(model)
+    graphs = {model.graph}
+    if branches:
+        graphs |= bodies_of(model).keys() - repeated_bodies(model)
     for node in all_nodes(model):
         if not multiplies_by_weight(node, made):
             continue
@@ -53,7 +58,7 @@ def fittable_layers(
         reason = found.not_fittable()
         if tied and _multiplies_only(found.weight):
             reason = found.spelling or found.view.not_a_product()
-        if node.graph is not model.graph:
+        if node.graph not in graphs:
             reason = "it lies in the body of an If, Loop or Scan, where calibration does not reach"
         if reason is None:
             layers.append(found)

@@ -6,12 +6,14 @@ Moments are collected a bounded number of bytes at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .._core.bodies import RunNames
 from .._core.context import Context, MomentRequest, Streams
 from .._core.graph import all_nodes, label
 from .._core.linear import LinearLayer
@@ -64,7 +66,7 @@ def layers_to_round(
 
     A pattern that matches no layer is no error here: `quant` names layers of subgraphs too.
     """
-    layers, declined = fittable_layers(model)
+    layers, declined = fittable_layers(model, branches=True)
     chosen = []
     for layer in layers:
         names = layer_names(layer.node, layer.weight)
@@ -120,6 +122,7 @@ def moments_of(
 
     Shapes: mean (groups, K), gram (groups, K + 1, K + 1).
     """
+    names = RunNames.of(model)
     # layers that read one value ask for the same moment: it is collected once
     readers: dict[MomentRequest, list[AnyLayer]] = {}
     sizes: dict[MomentRequest, int] = {}
@@ -128,7 +131,7 @@ def moments_of(
             reason = f"its {layer.width} inputs are too many to fit"
             declined.append(Declined(label(layer.node), reason))
         else:
-            request = layer.request(kind)
+            request = _named_by_runs(layer, kind, names)
             readers.setdefault(request, []).append(layer)
             sizes[request] = _moment_bytes(layer, kind)
     for request, moment in _collected(model, context, sizes, samples):
@@ -142,6 +145,14 @@ def moments_of(
                 yield layer, moment[None]
             else:
                 yield layer, moment
+
+
+def _named_by_runs(layer: Observed, kind: Kind, names: RunNames) -> MomentRequest:
+    """The moment of what a layer reads, in the main graph or in a body."""
+    request = layer.request(kind)
+    graph = layer.node.graph
+    path = "" if graph is None else names.path(graph)
+    return replace(request, tensor=f"{path}{request.tensor}") if path else request
 
 
 def _collected(

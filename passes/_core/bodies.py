@@ -88,6 +88,9 @@ class RunNames:
 
     def name(self, value: ir.Value, graph: ir.Graph) -> str:
         """Name of a value that a graph makes, is given or reads."""
+        return f"{self.path(graph)}{value.name or ''}"
+
+    def path(self, graph: ir.Graph) -> str:
+        """Prefix of the names of a graph's values: nothing in the main graph."""
         body = self.bodies.get(graph)
-        name = value.name or ""
-        return name if body is None else f"{body.path}{name}"
+        return "" if body is None else body.path

@@ -28,13 +28,15 @@ class Choice:
     it reads.
 
     `named`: somebody named this very layer, so it is not for the rules to say that it gains
-    nothing.
+    nothing. `reads_floats`: what it reads does not survive 8 bits, so its weights alone take the
+    form.
     """
 
     form: str
     bits: int
     named: bool = False
     activation_bits: int = 8
+    reads_floats: bool = False
 
     @property
     def is_packed(self) -> bool:

@@ -123,10 +123,10 @@ class RowNoise:
 
 @dataclass(frozen=True)
 class Sparing:
-    """Layers that keep float activations, and the form that they take `instead`."""
+    """Layers that keep float activations; `instead`: what becomes of the choice made for one."""
 
     layers: tuple[QuantLayer, ...] = ()
-    instead: Choice | None = None
+    instead: Callable[[Choice], Choice] = lambda choice: choice
 
     @classmethod
     def of_weights(
@@ -137,7 +137,7 @@ class Sparing:
         for graph_plan in planned.graphs:
             layers = graph_plan.layers
             found += [each for each in layers if each.weight.name in names]
-        return cls(tuple(found), instead)
+        return cls(tuple(found), lambda choice: instead)
 
     def around(
         self, choose: Callable[[list[QuantLayer]], dict[QuantLayer, Choice]]
@@ -145,14 +145,12 @@ class Sparing:
         """The choice of forms `choose`, but for these layers."""
         # nodes change with the graph; the names of what they read stay
         spared = {_names(layer) for layer in self.layers}
-        instead = self.instead
-        assert instead is not None
 
         def chosen(layers: list[QuantLayer]) -> dict[QuantLayer, Choice]:
             found = choose(layers)
             for layer in layers:
                 if _names(layer) in spared:
-                    found[layer] = instead
+                    found[layer] = self.instead(found[layer])
             return found
 
         return chosen
@@ -186,7 +184,7 @@ def spare(
         found = candidates
     if not found or not can_be_raised(model, BLOCKED_OPSET):
         return Sparing()
-    return Sparing(tuple(found), instead)
+    return Sparing(tuple(found), lambda choice: instead)
 
 
 def _names(layer: QuantLayer) -> tuple[str | None, str | None]:

@@ -36,6 +36,9 @@ LEAST_STORED = 1024
 by hand.
 """
 
+TOO_QUIET = "some samples of what it reads are too quiet for one grid of 8 bits"
+"""Reason of a layer that reads floats, see quiet_samples.py."""
+
 
 @dataclass(frozen=True)
 class PlanRequest:
@@ -333,7 +336,7 @@ def _decide(
         rules=rules,
         body=body,
     )
-    reason = engine.why_not(case)
+    reason = TOO_QUIET if choice.reads_floats else engine.why_not(case)
     if reason is None:
         return _Decision(engine)
     if engine.integer and request.stores_floats and _is_stored_small(case, choice):

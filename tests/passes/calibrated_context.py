@@ -37,7 +37,8 @@ class CalibratedContext(NullContext):
         named = [
             name for r in requests.values() for name in (r.tensor, r.target) if name
         ]
-        session = run_session(with_taps(model, named))
+        tapped = with_taps(with_body_values(model, named), named)
+        session = run_session(tapped)
         names = [o.name for o in session.get_outputs()]
         observers = {key: MomentObserver(request) for key, request in requests.items()}
         for feeds in self.feeds:

@@ -192,3 +192,22 @@ def test_relu_cut_sums_are_read_to_their_floor_in_a_body():
     assert "y:then_branch:h_effective" in context.asked
     fed = feeds_of(True)[0]
     assert sqnr(outputs(before, fed), outputs(after, fed)) > 25
+
+
+def test_weights_of_branches_are_rounded_by_data():
+    before = branches()
+    mixing = normal(16, 16)
+    # inputs that depend on each other, which rounding makes use of
+    data = [{**fed, "x": mixing.T @ fed["x"] * 0.1} for fed in feeds_of(True, False)]
+    kept = {}
+    for rounding in ("nearest", "gptq"):
+        after = before.clone()
+        quant = Quant(bits=4, ends="same", rounding=rounding, measure=False)
+        outcome = quant.run(after, CalibratedContext(data))
+        kept[rounding] = [
+            sqnr(outputs(before, fed), outputs(after, fed))
+            for fed in (data[0], data[-1])
+        ]
+    assert outcome.stats["rounded"] == 4
+    for nearest, by_data in zip(*kept.values(), strict=True):
+        assert by_data > nearest + 1
