@@ -119,7 +119,7 @@ class CompressWeights(Pass):
     bits: int | None = Option(
         None,
         "Bits of an index, for palette; by default 4.",
-        low=2,
+        low=1,
         high=MOST_BITS,
     )
     block: int | None = Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -14,6 +15,7 @@ from ._core.edit import is_constant
 from ._core.graph import graphs_of
 from ._core.lazy import in_order
 from ._core.notes import drop_notes
+from ._core.ops import QUANT_OPS
 from ._core.opset import raise_opset
 from ._core.rewrites import permit
 from ._packing.codecs import OPSET
@@ -23,6 +25,11 @@ from ._packing.packer import Packer, nbytes_of
 
 MIN_BYTES = 256
 """Bytes below which a constant is left: a decoder's nodes alone take 150 to 250."""
+
+VECTOR_READERS = QUANT_OPS | {"Conv", "ConvTranspose", "Gemm"}
+"""Operators that read small vectors which may be computed at load. Shapes and indices of others are
+to be known before.
+"""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,8 @@ class Pack(Pass):
             # that may have made another graph
             candidates, declined = _candidates(model)
         packer = Packer(model, self.min_saving, self.load_memory * 10**6)
+        vectors = packer.pack_vectors(_vectors(model))
+        candidates = [value for value in candidates if value not in vectors]
         with context.progress(self.name, len(candidates)) as advance:
             prospects = in_order([partial(packer.prospect, v) for v in candidates])
             for value, least in zip(candidates, prospects, strict=True):
@@ -137,6 +146,14 @@ def _candidates(model: ir.Model) -> tuple[list[ir.Value], list[Declined]]:
     # the largest first: it pays for the tables that smaller ones then share
     chosen.sort(key=nbytes_of, reverse=True)
     return chosen, declined
+
+
+def _vectors(model: ir.Model) -> Iterator[ir.Value]:
+    """Scales, zero points and biases of channels, which may be packed with others of their kind."""
+    for value in model.graph.initializers.values():
+        readers = {use.node.op_type for use in value.uses()}
+        if readers <= VECTOR_READERS and _why_not(value) is None:
+            yield value
 
 
 def _keeps_packed(node: ir.Node, index: int) -> bool:

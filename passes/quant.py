@@ -60,6 +60,7 @@ from ._quant.layer_config import (
     Choice,
     Override,
     choices,
+    fix_of_bits,
     read_overrides,
 )
 from ._quant.other_layers import OtherPlan, OtherRequest, plan_others, store_others
@@ -213,10 +214,10 @@ class Quant(Pass):
     )
     bits: int = Option(
         8,
-        "Bits of integer weights.",
-        low=2,
+        "Bits of integer weights; 1 for palette alone.",
+        low=1,
         high=8,
-        instead={"1": "quant(binary)", "16": "quant(int16) or quant(fp16)"},
+        instead={"16": "quant(int16) or quant(fp16)"},
     )
     activation_bits: int = Option(
         8,
@@ -310,11 +311,12 @@ class Quant(Pass):
                 f"form {self.form} has no activations of fewer than 8 bits",
                 f"choose one of {', '.join(able)}, or leave it at 8",
             )
-        if form.has_palettes and self.bits > form.most_bits:
+        problem = form.wrong_bits(self.bits)
+        if problem:
             raise UsageError(
                 "quant.bits",
-                f"form {self.form} has 2 to {form.most_bits} bits, not {self.bits}",
-                "add bits=4, for example, or take form int8",
+                f"form {self.form} has {problem}",
+                fix_of_bits(self.bits),
             )
         if form.whole and self.layers:
             raise UsageError(

@@ -17,6 +17,7 @@ from ._report.write import check_page
 from ._run.budgets import check_drop
 from ._run.cache import Cache
 from ._run.figures import input_infos, output_infos
+from ._run.pass_memory import PassMemory
 from ._run.settings import ProgressBar, RunSettings
 from ._tune.account import search_facts
 from ._tune.agreement import METRIC, AnsweredBy, add_answers
@@ -382,12 +383,13 @@ def _task_of(settings: RunSettings, goal: Goal, lab: Lab) -> Task:
         finally:
             session.close()
         metric = METRIC
+    is_apart = settings.eval_data is not None
     return Task(
         model=settings.model,
         target=settings.target,
         data=settings.data,
         labelled=labelled,
-        is_apart=settings.eval_data is not None,
+        is_apart=is_apart,
         is_timed=goal.objective == "latency" or goal.max_latency_ms is not None,
         metric=metric,
         metric_output=settings.metric_output,
@@ -395,4 +397,6 @@ def _task_of(settings: RunSettings, goal: Goal, lab: Lab) -> Task:
         threads=settings.threads,
         inputs=inputs,
         outputs=outputs,
+        # a part of the data calibrates otherwise
+        memory=lab.memory if is_apart else PassMemory(),
     )

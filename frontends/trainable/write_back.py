@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...passes._core.graph import Names
+from ...passes._core.half_precision import are_halves, on_halves
 from ._biases import tie_biases
 from ._constants import stored_tensor
 from ._dtypes import from_carrier
@@ -51,7 +52,8 @@ def stored(module: TrainableModule, name: str) -> NDArray[Any]:
     origin = module.origins[name]
     latent = origin.latent
     if latent is None or latent.step == 0:
-        return from_carrier(parameter, origin.dtype)
+        trained = from_carrier(parameter, origin.dtype)
+        return _as_precise(trained, stored_tensor(origin.value))
     exact = parameter.detach()
     codes = on_grid(
         exact,
@@ -67,6 +69,14 @@ def stored(module: TrainableModule, name: str) -> NDArray[Any]:
     if latent.pack is not None:
         return latent.pack(np.rint(codes.cpu().numpy()))
     return from_carrier(codes, origin.dtype)
+
+
+def _as_precise(trained: NDArray[Any], former: ir.TensorProtocol) -> NDArray[Any]:
+    """A trained vector of the precision of its former values: two bytes go on holding it."""
+    is_vector = len(former.shape) == 1 and former.dtype == ir.DataType.FLOAT
+    if is_vector and are_halves(former.numpy()):
+        return on_halves(trained)
+    return trained
 
 
 def _keep_settings(value: ir.Value, names: Names) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._core.half_precision import SMALLEST, on_halves
 from .._quant.palette_values import HIGHEST
 from .._quant.palettes import Palettes
 from .layers import Codes, PerChannel, Rows
@@ -193,7 +194,7 @@ class _PaletteDescent:
         return squares, products
 
     def fit_scales(self) -> None:
-        """Fit the scale of each channel to its codes."""
+        """Fit the scale of each channel to its codes, of half precision."""
         codes = self.codes()
         weighted = codes @ self._hessian
         power = (weighted * codes).sum(axis=2)
@@ -201,7 +202,8 @@ class _PaletteDescent:
         # a scale is positive
         is_usable = (power > 0) & (product > 0)
         divisor = np.where(is_usable, power, 1)
-        self.scales = np.where(is_usable, product / divisor, self.scales)
+        fitted = np.where(is_usable, product / divisor, self.scales)
+        self.scales = on_halves(fitted, SMALLEST)
 
     def _errors(self) -> Floats:
         """Error of each output channel: (groups, channels)."""

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from .._core.channel_layout import Layout
 from .._core.context import Context
 from .._core.edit import Edit
+from .._core.half_precision import on_halves
 from .._core.linear import LinearLayer
 from .._core.outcome import PassOutcome
 from .._quant.palettes import STORED, StoredCodes, fitted
@@ -118,7 +119,7 @@ def _round(layer: LinearLayer, gram: Grams, bits: int) -> tuple[float, PerChanne
     codes, scales = refined(rows, hessian, first, palettes)
     difference = values_of(codes, scales) - rows
     # the bias takes what the outputs would shift by
-    moved = bias - output_shift(difference, mean)
+    moved = on_halves(bias - output_shift(difference, mean))
     before = output_error(plain - rows, np.zeros_like(bias), gram)
     after = output_error(difference, moved - bias, gram)
     _store(layer, codes, scales)

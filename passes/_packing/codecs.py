@@ -311,9 +311,9 @@ def channel_palettes(content: Content, draft: Draft) -> ir.Value | None:
     codec = index_codec(found, draft)
     content_of_index = content_of(found.index)
     index = _stored_by(codec, content_of_index, draft)
-    tensor = ir.Tensor(found.table)
-    table = draft.stored(tensor)
-    return of_palettes(draft, found, table, index, content.dims)
+    table = stored_table(draft, found.table)
+    by_group = by_palettes(draft, table, index)
+    return in_shape(draft, found, by_group, content.dims)
 
 
 def index_codec(palettes: ChannelPalettes, trial: Draft) -> Codec | None:
@@ -325,15 +325,33 @@ def index_codec(palettes: ChannelPalettes, trial: Draft) -> Codec | None:
     return _cheapest(content, INDEX_CODECS, trial)
 
 
-def of_palettes(
-    draft: Draft,
-    palettes: ChannelPalettes,
-    table: ir.Value,
-    index: ir.Value,
-    dims: list[int],
+def stored_table(draft: Draft, table: Array) -> ir.Value:
+    """Store palettes (groups, values); zeros that all of them begin with are filled in at load."""
+    alone = draft.copy()
+    alone.stored(ir.Tensor(table))
+    if not table[:, 0].any() and table.shape[1] > 1:
+        filled = draft.copy()
+        _with_zeros(filled, table)
+        if filled.nbytes() < alone.nbytes():
+            return _with_zeros(draft, table)
+    return draft.stored(ir.Tensor(table))
+
+
+def _with_zeros(draft: Draft, table: Array) -> ir.Value:
+    others = np.ascontiguousarray(table[:, 1:])
+    stored = draft.stored(ir.Tensor(others))
+    return draft.node("Pad", stored, [0, 1, 0, 0])
+
+
+def by_palettes(draft: Draft, table: ir.Value, index: ir.Value) -> ir.Value:
+    """The elements (groups, n) of a table (groups, values) and an index (groups, n)."""
+    return draft.node("GatherElements", table, index, axis=1)
+
+
+def in_shape(
+    draft: Draft, palettes: ChannelPalettes, by_group: ir.Value, dims: list[int]
 ) -> ir.Value:
-    """The elements in the shape `dims`, of a table (groups, values) and an index (groups, n)."""
-    by_group = draft.node("GatherElements", table, index, axis=1)
+    """Elements (groups, n) in the order and the shape `dims` of their constant."""
     layout = palettes.layout
     if layout.outer > 1:
         first = [layout.channels, layout.outer, layout.inner]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap, Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -25,6 +25,7 @@ from .together import (
     groups,
     is_small,
     part_of,
+    vector_of,
 )
 
 PASS = "pack"
@@ -92,7 +93,7 @@ class Packer:
             return self._saves_too_little()
         if least > budget:
             return self._too_much(value, least)
-        dense = initializer_bytes(value.name, value.const_value)
+        dense = _dense_bytes(value)
         limit = (1 - self._min_saving) * dense
         choices = [choice for choice in self._choices(value) if choice.nbytes <= limit]
         choices.sort(key=lambda choice: choice.nbytes)
@@ -108,6 +109,33 @@ class Packer:
         if not choices:
             return self._saves_too_little()
         return self._too_much(value, choices[0].load_bytes)
+
+    def pack_vectors(self, values: Iterable[ir.Value]) -> set[ir.Value]:
+        """Store vectors of one kind as one where that saves enough; the vectors that are stored."""
+        vectors: dict[StoredPart, ir.Value] = {}
+        for value in values:
+            assert value.const_value is not None
+            part = vector_of(value.const_value)
+            if part is not None:
+                vectors[part] = value
+        stored: set[ir.Value] = set()
+        for parts in groups(vectors):
+            chosen = [vectors[part] for part in parts]
+            dense = sum(_dense_bytes(value) for value in chosen)
+            draft = Draft(self._shared)
+            decoded = draft_together(parts, draft)
+            nbytes = draft.nbytes() + sum(len(value.name or "") for value in chosen)
+            if nbytes > (1 - self._min_saving) * dense:
+                continue
+            leave = permit(PASS, "pack", chosen[0])
+            if leave is None:
+                continue
+            leave.used()
+            self._before += dense
+            self.codecs[parts[0].codec.replace(" ", "_")] += len(parts)
+            self._commit(chosen, decoded, draft)
+            stored.update(chosen)
+        return stored
 
     def warn_of_memory(self, context: Context) -> None:
         """Tell the user where much stays as large as it is for the memory that decoding takes."""
@@ -191,6 +219,13 @@ class Packer:
             named[result] = value.name
         self._after += draft.nbytes() + sum(len(name) for name in named.values())
         draft.commit(self._graph, self._first, self._names, named)
+
+
+def _dense_bytes(value: ir.Value) -> int:
+    """Bytes of a constant in the file as it is, with its name."""
+    assert value.name is not None
+    assert value.const_value is not None
+    return initializer_bytes(value.name, value.const_value)
 
 
 def _too_much(load_bytes: int) -> str:

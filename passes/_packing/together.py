@@ -1,14 +1,16 @@
 """Small constants of one codec, stored as one: the nodes that decode them are there once.
 
     weights of one key   elements side by side, by their codec -> Split -> Reshape
-    channel palettes     indices the same way, tables too      -> Split -> GatherElements in the row
-                                                                  of each channel -> Reshape
+    vectors              of one value, or of a smaller type    -> Split
+    channel palettes     indices the same way, tables too      -> Split by the length of a channel
+                         -> GatherElements in the row of each channel -> Split -> Reshape
 
 Of ResNet-20's 115 kB at three bits, decoders of single weights take three more than these.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.channel_palettes import ChannelPalettes, channel_palettes_of
-from .codecs import CODECS, Codec, index_codec, of_palettes
+from .codecs import (
+    CODECS,
+    Codec,
+    by_palettes,
+    in_shape,
+    index_codec,
+    stored_table,
+)
 from .content import Content, content_of
 from .draft import Draft
 
@@ -31,6 +40,9 @@ Nodes of its own take less than half a kilobyte: one hundredth of such a constan
 
 MOST_TOGETHER = 1 << 22
 """Elements of all that are stored as one, which are decoded at once; chosen by hand."""
+
+MOST_OF_A_VECTOR = 1 << 12
+"""Elements of the largest vector that is stored with others; chosen by hand."""
 
 _FLAT_CODECS = ("palette", "bit planes", "mask", "gaps", "short gaps")
 """Codecs that take elements of several constants one behind the other."""
@@ -99,6 +111,28 @@ def _kind(content: Content) -> tuple[Hashable, ...]:
     return content.dtype, values, narrower
 
 
+def vector_of(tensor: ir.TensorProtocol) -> StoredPart | None:
+    """The part that a vector is, scales or zero points say; None where no codec of these fits.
+
+    Alone it would take more bytes for nodes than it saves.
+    """
+    if len(tensor.shape) != 1 or not 0 < tensor.size <= MOST_OF_A_VECTOR:
+        return None
+    content = content_of(tensor)
+    values = content.palette
+    if values is not None and values.size == 1:
+        return _part_of_vectors(content, "one value", values.tobytes())
+    if content.narrower:
+        return _part_of_vectors(content, "narrow", content.narrower[0])
+    return None
+
+
+def _part_of_vectors(content: Content, codec: str, common: Hashable) -> StoredPart:
+    """The part of a vector; `common`: what the codec needs all to have in common."""
+    key = (codec, content.dtype, common)
+    return StoredPart(key, content, codec, content.tensor, CODECS[codec])
+
+
 def groups(parts: Iterable[StoredPart]) -> list[list[StoredPart]]:
     """Parts that are stored as one: of one key, and not too many elements."""
     found: list[list[StoredPart]] = []
@@ -127,41 +161,70 @@ def draft_apart(parts: Sequence[StoredPart], draft: Draft) -> list[ir.Value]:
 
 def draft_together(parts: Sequence[StoredPart], draft: Draft) -> list[ir.Value]:
     """Draft what decodes several parts of one key; the constants, in the same order."""
-    first = parts[0]
-    tensors = [part.elements for part in parts]
-    content = content_of(_side_by_side(tensors))
-    decoded = first.inner(content, draft)
-    assert decoded is not None
-    sizes = [part.size for part in parts]
-    pieces = draft.split(decoded, sizes)
-    tables = iter(_tables(parts, draft))
+    if parts[0].palettes is not None:
+        return _draft_palettes(parts, draft)
+    pieces = _split_up(draft, _decoded(parts, draft), [part.size for part in parts])
     constants = []
     for part, piece in zip(parts, pieces, strict=True):
-        if part.palettes is None:
-            constant = draft.node("Reshape", piece, part.dims)
-        else:
-            groups = len(part.palettes.table)
-            index = draft.node("Reshape", piece, [groups, -1])
-            constant = of_palettes(
-                draft,
-                part.palettes,
-                next(tables),
-                index,
-                part.dims,
-            )
-        constants.append(constant)
+        is_vector = len(part.dims) == 1
+        constants.append(
+            piece if is_vector else draft.node("Reshape", piece, part.dims)
+        )
     return constants
 
 
-def _tables(parts: Sequence[StoredPart], draft: Draft) -> list[ir.Value]:
-    """The palettes of each part, stored as one tensor; none where parts have no palettes."""
-    tables = [part.palettes.table for part in parts if part.palettes is not None]
-    if not tables:
-        return []
-    rows = np.concatenate(tables)
-    stored = draft.stored(ir.Tensor(rows))
-    sizes = [len(table) for table in tables]
-    return draft.split(stored, sizes)
+def _draft_palettes(parts: Sequence[StoredPart], draft: Draft) -> list[ir.Value]:
+    """The same of parts with palettes: rows of one length are looked up at once."""
+    by_length: dict[int, list[StoredPart]] = {}
+    for part in parts:
+        by_length.setdefault(_row_length(part), []).append(part)
+    in_order = list(itertools.chain.from_iterable(by_length.values()))
+    tables = np.concatenate([_palettes(part).table for part in in_order])
+    stored = stored_table(draft, tables)
+    sizes = []
+    rows = []
+    for alike in by_length.values():
+        sizes.append(sum(part.size for part in alike))
+        rows.append(sum(_groups(part) for part in alike))
+    indices = _split_up(draft, _decoded(in_order, draft), sizes)
+    palettes = _split_up(draft, stored, rows)
+    constants = {}
+    looked_up = zip(by_length.items(), palettes, indices, strict=True)
+    for (length, alike), table, flat in looked_up:
+        index = draft.node("Reshape", flat, [-1, length])
+        elements = by_palettes(draft, table, index)
+        pieces = _split_up(draft, elements, [_groups(part) for part in alike])
+        for part, piece in zip(alike, pieces, strict=True):
+            constants[part] = in_shape(draft, _palettes(part), piece, part.dims)
+    return [constants[part] for part in parts]
+
+
+def _palettes(part: StoredPart) -> ChannelPalettes:
+    assert part.palettes is not None
+    return part.palettes
+
+
+def _groups(part: StoredPart) -> int:
+    """Number of a part's palettes."""
+    return len(_palettes(part).table)
+
+
+def _row_length(part: StoredPart) -> int:
+    """Number of elements that share a palette."""
+    return part.size // _groups(part)
+
+
+def _decoded(parts: Sequence[StoredPart], draft: Draft) -> ir.Value:
+    """All elements of parts of one key, side by side."""
+    content = content_of(_side_by_side([part.elements for part in parts]))
+    decoded = parts[0].inner(content, draft)
+    assert decoded is not None
+    return decoded
+
+
+def _split_up(draft: Draft, value: ir.Value, sizes: list[int]) -> list[ir.Value]:
+    """Pieces of a value along its first axis; the value itself where there is but one."""
+    return draft.split(value, sizes) if len(sizes) > 1 else [value]
 
 
 def _side_by_side(tensors: Sequence[ir.TensorProtocol]) -> ir.TensorProtocol:

@@ -61,7 +61,7 @@ def read_overrides(texts: tuple[str, ...], default_bits: int) -> tuple[Override,
     """Entries `PATTERN=FORM[:bits[:activation bits]]`, and `@file.toml` for a file's table
     `[layers]` of the same form.
 
-    Errors: UsageError for an entry that cannot be read, an unknown form or bits outside 2..8.
+    Errors: UsageError for an entry that cannot be read, an unknown form or bits that it has not.
     """
     entries = read_entries(OPTION, texts, "FORM", LEAVE_FLOAT)
     return tuple(
@@ -80,19 +80,17 @@ def _choice(text: str, default_bits: int) -> Choice:
             did_you_mean(form, sorted(single)),
         )
     wrong = next((width for width in widths if not _is_width(width)), None)
-    if wrong is not None or len(widths) > 2:
+    if wrong is not None or len(widths) > 2 or widths[1:] == ["1"]:
         raise UsageError(
             OPTION,
             f"'{wrong or text}' in '{text}' is no number of bits",
             "give 2 to 8, for example int8:4, or int8:4:4 for what the layer reads as well",
         )
     bits = int(widths[0]) if widths else default_bits
-    row = FORMS.get(form)
-    if row is not None and row.has_palettes and bits > row.most_bits:
+    problem = FORMS[form].wrong_bits(bits) if form in FORMS else ""
+    if problem:
         raise UsageError(
-            OPTION,
-            f"'{text}' asks for palettes of {bits} bits",
-            f"give 2 to {row.most_bits}, for example {form}:4, or take int8",
+            OPTION, f"'{text}': form {form} has {problem}", fix_of_bits(bits)
         )
     activation_bits = int(widths[1]) if len(widths) > 1 else 8
     return Choice(
@@ -103,8 +101,15 @@ def _choice(text: str, default_bits: int) -> Choice:
     )
 
 
+def fix_of_bits(bits: int) -> str:
+    """Remedy for bits that a form has not."""
+    if bits == 1:
+        return "write quant(binary), or quant(palette, bits=1)"
+    return "add bits=4, for example, or take form int8"
+
+
 def _is_width(text: str) -> bool:
-    return text.isdecimal() and int(text) in range(2, 9)
+    return text.isdecimal() and int(text) in range(1, 9)
 
 
 def choices(

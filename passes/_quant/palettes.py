@@ -18,6 +18,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.channel_layout import Layout
+from .._core.channel_palettes import MOST_VALUES
+from .._core.half_precision import SMALLEST, on_halves
 from .._core.lazy import DerivedTensor
 from .._core.saturation import KernelPairs
 from .palette_values import HIGHEST, Codes, Rows, best_values
@@ -45,6 +47,11 @@ AS_GOOD = 1.2
 """Squared error, in that of a palette for each channel, up to which neighbours share one.
 
 Measured on EfficientNet-Lite0: sharing at any price cost 8 points of accuracy.
+"""
+
+FREE_ZEROS = 0.5
+"""Share of zeros from which a mask and an index of each other weight take fewer bytes than an index
+of each weight.
 """
 
 PART = 1 << 22
@@ -102,14 +109,14 @@ def fitted(
 ) -> Palettes:
     """Palettes with the least squared error, each weight counted by its importance.
 
-    Channels that hold zeros, pruned perhaps, have 0 in their palette. Neighbours share one where
-    each alone would be large beside its indices, and one for all is nearly as good; each channel
-    keeps a scale of its own.
+    Channels that hold zeros, pruned perhaps, have 0 in their palette; where half of all weights are
+    zeros, 0 counts for nothing. Neighbours share a palette where each alone would be large beside
+    its indices, and one for all is nearly as good; each channel keeps a scale of its own.
 
     Shapes: rows (channels, width); importance (channels or 1, width).
     """
     channels, width = rows.shape
-    count = 2**bits
+    count = _count(rows, bits)
     scales = _full_scales(rows)
     shared = sharing(channels, width, bits)
     length = shared * width
@@ -145,15 +152,27 @@ def fitted(
     return Palettes(values, scales)
 
 
+def _count(rows: Rows, bits: int) -> int:
+    """Number of values of a palette, 0 not counted where zeros are stored as a mask."""
+    zeros = rows.size - int(np.count_nonzero(rows))
+    # of one bit a value would be left beside 0, of one sign
+    is_free = zeros >= FREE_ZEROS * rows.size or (bits == 1 and zeros > 0)
+    count = 1 << bits
+    return min(count + 1, MOST_VALUES) if is_free else count
+
+
 def _full_scales(rows: Rows) -> NDArray[np.float64]:
-    """Scales that put the largest weight of each channel on the largest code: (channels,)."""
+    """Scales that put the largest weight of each channel on the largest code: (channels,).
+
+    Of half precision, since indices of few bits leave the scales a good part of a small file.
+    """
     magnitudes = np.abs(rows)
     largest = magnitudes.max(axis=1, initial=0.0)
     # channels below the least scale are zeros
     is_usable = largest > HIGHEST * LEAST_SCALE
     usable = np.where(is_usable, largest, 1.0)
-    exact = usable.astype(np.float64)
-    return exact / HIGHEST
+    exact = usable.astype(np.float64) / HIGHEST
+    return on_halves(exact, SMALLEST)
 
 
 def _of_part(importance: NDArray[np.float64], part: slice) -> NDArray[np.float64]:

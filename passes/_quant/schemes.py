@@ -145,10 +145,11 @@ class Form:
     codes for them (None: the engine makes its own). `opset`: the least that the stored form needs.
     `whole`: converts the whole model instead, layers or not.
 
-    `width`: bits of one of its weights; `has_bits`: the option `bits` is that width; `is_packed`:
-    it is always less than a byte. `most_bits`: of weights that are packed. `has_palettes`: codes
-    are values of their channel, not steps. `least_width`: weights of a channel below which it keeps
-    8 bits; `largest_end`: share of all weights up to which the first and the last layer do.
+    `width`: bits of one of its weights; `has_bits`: the option `bits` is that width, at least
+    `least_bits`; `is_packed`: it is always less than a byte. `most_bits`: of weights that are
+    packed. `has_palettes`: codes are values of their channel, not steps. `least_width`: weights of
+    a channel below which it keeps 8 bits; `largest_end`: share of all weights up to which the first
+    and the last layer do.
     `low_bit_activations`: the option `activation_bits` applies.
     `per_layer`: single layers may have it beside other forms, for the activations around them stay
     what they are.
@@ -162,6 +163,7 @@ class Form:
     whole: Callable[[ir.Model, Context, Names, WhyNot], PassOutcome] | None = None
     width: Callable[[EncodeOptions], int] = _asked_width
     has_bits: bool = False
+    least_bits: int = 2
     is_packed: bool = False
     most_bits: int = PACKED_BITS
     has_palettes: bool = False
@@ -176,6 +178,13 @@ class Form:
     def is_packed_at(self, bits: int) -> bool:
         """True if weights of so many bits take less than a byte in the file."""
         return self.is_packed or (self.has_bits and bits <= self.most_bits)
+
+    def wrong_bits(self, bits: int) -> str:
+        """The range that so many bits are outside of; empty where they are not."""
+        most = self.most_bits if self.has_palettes else ALL_BITS
+        if self.least_bits <= bits <= most:
+            return ""
+        return f"{self.least_bits} to {most} bits, not {bits}"
 
 
 FORMS: dict[str, Form] = {
@@ -216,6 +225,7 @@ FORMS: dict[str, Form] = {
         engines=(STATIC, DYNAMIC, FLOAT),
         encode=_encode_palettes,
         has_bits=True,
+        least_bits=1,
         most_bits=MOST_BITS,
         has_palettes=True,
         least_width=LEAST_WIDTH,

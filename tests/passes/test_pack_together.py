@@ -11,6 +11,8 @@ from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._packing import together
 from onnx_opt.passes.pack import Pack
 from onnx_opt.passes.unpack import restore_packed
+from quant_models import kernels
+from quant_models import model_of as read
 
 RANDOM = np.random.default_rng(0)
 
@@ -65,6 +67,40 @@ TOGETHER = {
         own_values((64, 400), 15, 0.2),
     ],
 }
+
+
+def halves(size):
+    return RANDOM.normal(size=size).astype(np.float16).astype(np.float32)
+
+
+LAYERS = """
+<ir_version: 8, opset_import: ["" : 17]>
+layers (float[N, 8, 9, 9] x) => (float[N, 96, 9, 9] y)
+<float one = {1.0}, uint8 middle = {128}>
+{
+    q = QuantizeLinear (x, one, middle)
+    d = DequantizeLinear (q, one, middle)
+    v = DequantizeLinear <axis = 0> (v_codes, v_scales, v_zeros)
+    a = Conv <pads = [1, 1, 1, 1]> (d, v, v_bias)
+    e = QuantizeLinear (a, one, middle)
+    f = DequantizeLinear (e, one, middle)
+    w = DequantizeLinear <axis = 0> (w_codes, w_scales, w_zeros)
+    b = Conv (f, w, w_bias)
+    g = QuantizeLinear (b, one, middle)
+    y = DequantizeLinear (g, one, middle)
+}
+"""
+
+
+def layers():
+    """Two integer layers; their scales, zero points and biases are vectors."""
+    weights = {}
+    for name, shape in (("v", (128, 8, 3, 3)), ("w", (96, 128, 1, 1))):
+        weights[f"{name}_codes"] = RANDOM.integers(-127, 127, shape).astype(np.int8)
+        weights[f"{name}_scales"] = np.abs(halves(shape[0]))
+        weights[f"{name}_zeros"] = np.zeros(shape[0], np.int8)
+        weights[f"{name}_bias"] = halves(shape[0])
+    return read(LAYERS, **weights)
 
 
 def model_of(arrays):
@@ -164,3 +200,40 @@ def test_tables_are_there_once():
     ops = ops_of(packed(arrays)[0])
     # two masks of different types, and the nodes of the tables once
     assert (ops["Cast"], ops["Sub"], ops["ReduceSum"]) == (2, 1, 1)
+
+
+def test_vectors_of_layers_are_stored_as_one(tmp_path):
+    model = layers()
+    before = {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+    }
+    dense = ir.to_proto(model).SerializeToString()
+    plain_kernels = kernels(model, tmp_path)
+    outcome = Pack().run(model, NullContext())
+    assert outcome.stats["one_value"] == 2
+    assert outcome.stats["narrow"] == 4
+    packed_file = ir.to_proto(model).SerializeToString()
+    assert len(packed_file) < len(dense)
+    assert kernels(model, tmp_path) == plain_kernels
+    feeds = {"x": RANDOM.normal(size=(2, 8, 9, 9)).astype(np.float32)}
+    got, wanted = (
+        ort.InferenceSession(file).run(None, feeds)[0] for file in (packed_file, dense)
+    )
+    assert got.tobytes() == wanted.tobytes()
+    assert restore_packed(model)
+    for name, array in before.items():
+        restored = model.graph.initializers[name].const_value.numpy()
+        assert restored.tobytes() == array.tobytes()
+
+
+def test_vectors_that_others_read_stay():
+    """Shapes are to be known before anything is computed."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[6, 8] x) => (float[2, 3, 4, 2] y)
+    <int64[4] dims = {2, 3, 4, 2}, float[8] ones = {1, 1, 1, 1, 1, 1, 1, 1}>
+    { a = Add (x, ones)  y = Reshape (a, dims) }
+    """
+    model = read(text)
+    assert Pack().run(model, NullContext()).changed == 0

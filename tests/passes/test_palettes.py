@@ -90,6 +90,35 @@ def test_zeros_stay_zeros(bits):
     assert (codes[:, ::7] == 0).all()
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 6])
+def test_zeros_are_free_where_half_of_the_weights_are(bits):
+    rows = normal(8, 2000)
+    rows[np.abs(rows) < 0.7] = 0
+    steps = np.count_nonzero(fitted(rows, bits).values, axis=1)
+    # no more than `pack` looks for, of which two may be rounded to one
+    assert (steps <= min(2**bits, 63)).all()
+    assert (steps >= min(2**bits, 62)).all()
+    rows[rows == 0] = 0.01
+    assert fitted(rows, bits).values.shape[1] == 2**bits
+
+
+def test_one_bit_beside_few_zeros_has_both_signs():
+    rows = normal(4, 500)
+    rows[:, :5] = 0
+    values = fitted(rows, 1).values
+    assert (values.min(axis=1) < 0).all()
+    assert (values.max(axis=1) > 0).all()
+    assert (values == 0).any(axis=1).all()
+
+
+def test_scales_are_of_half_precision():
+    scales = fitted(normal(16, 100), 3).scales
+    assert np.array_equal(scales.astype(np.float16), scales)
+    # where half precision has but few digits left, scales are exact
+    tiny = fitted(normal(16, 100, scale=1e-6), 3).scales
+    assert not np.array_equal(tiny.astype(np.float16), tiny)
+
+
 def test_weights_that_matter_more_are_met_more_closely():
     rows = normal(1, 400)
     importance = np.ones((1, 400))
@@ -165,7 +194,7 @@ def distinct(codes):
     return [len(np.unique(channel)) for channel in codes.reshape(len(codes), -1)]
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
 def test_layers_run_in_the_kernels_of_int8(bits, calibrated, tmp_path):
     model = model_of(WIDE, **WEIGHTS)
     plain = model.clone()
@@ -283,13 +312,13 @@ def test_pruned_weights_stay_pruned(calibrated):
 
 @pytest.mark.parametrize("bits", [7, 8])
 def test_more_bits_than_a_palette_has_are_refused(bits):
-    with pytest.raises(UsageError, match="has 2 to 6 bits, not"):
+    with pytest.raises(UsageError, match="has 1 to 6 bits, not"):
         Quant(form="palette", bits=bits)
 
 
 @pytest.mark.parametrize("text", ["w2=palette", "w2=palette:7", "w2=palette:8"])
 def test_single_layers_have_no_palettes_of_all_bits(text):
-    with pytest.raises(UsageError, match=r"asks for palettes of [78] bits"):
+    with pytest.raises(UsageError, match=r"has 1 to 6 bits, not [78]"):
         Quant(layers=(text,))
 
 

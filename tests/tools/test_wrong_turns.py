@@ -36,12 +36,12 @@ def folder(tmp_path, monkeypatch):
         ),
         (
             ["m.onnx", "-p", "quant(bits=1)"],
-            "1 is outside [2, 8]",
+            "form int8 has 2 to 8 bits, not 1",
             "write quant(binary)",
         ),
         (
             ["m.onnx", "-p", "quant(bits=16)"],
-            "16 is outside [2, 8]",
+            "16 is outside [1, 8]",
             "write quant(int16) or quant(fp16)",
         ),
         (

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ...passes._core.pipeline import Pipeline
 from .clock import Clock
+from .pass_memory import PassMemory
 
 Verify = Literal["auto", "always", "never"]
 
@@ -22,7 +23,10 @@ ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]
 # by keyword only: neighbours of one type could be swapped unseen
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Settings of one run, as `tools.optimize.optimize` describes them."""
+    """Settings of one run, as `tools.optimize.optimize` describes them.
+
+    `memory`: what passes made in other runs on the same data.
+    """
 
     model: Path | ir.Model
     pipeline: Pipeline
@@ -54,6 +58,7 @@ class RunSettings:
     layers: bool = False
     report: Path | None = None
     clock: Clock | None = None
+    memory: PassMemory | None = None
 
     @property
     def source(self) -> Path | None:

@@ -322,8 +322,11 @@ def apply_pass(
 
     Errors: UsageError; every failure of a lossy pass, and refusals of any with `strict`.
     """
+    memory = run.settings.memory
     try:
-        return None, pass_.run(model, context)
+        if memory is None:
+            return None, pass_.run(model, context)
+        return None, memory.run(pass_, model, context, run.reporter.warnings)
     except UsageError:
         # options that do not fit the model are the caller's to mend
         raise

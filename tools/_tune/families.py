@@ -272,6 +272,7 @@ TEMPLATES: dict[Objective, tuple[str, ...]] = {
         "simplify, quant(palette, bits=4), strip",
         "simplify, prune(sparsity=0.5), quant(palette, bits=4), strip",
         "simplify, prune(sparsity=0.5), quant(palette, bits=3), strip",
+        "simplify, prune, quant(palette, bits=4), strip",
     ),
     "latency": (
         "simplify, quant, strip",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -13,6 +13,7 @@ from ...passes._core.pipeline import parse
 from .._run.context import TrainingContext, context_of
 from .._run.evidence import VerificationInputs, gather_inputs
 from .._run.load import Original, load_original
+from .._run.pass_memory import PassMemory
 from .._run.run import Run, open_run
 from .._run.settings import RunSettings
 
@@ -31,13 +32,17 @@ class Made:
 
 @dataclass(frozen=True)
 class Lab:
-    """A model, loaded and simplified, and what its passes may ask for."""
+    """A model, loaded and simplified, and what its passes may ask for.
+
+    `memory`: of passes on the data of this run.
+    """
 
     run: Run
     original: Original
     inputs: VerificationInputs
     context: TrainingContext
     model: ir.Model
+    memory: PassMemory = field(default_factory=PassMemory)
 
     def steps(self, passes: str) -> list[Made]:
         """Apply pipeline text to a copy of the model; what each lossy pass makes.
@@ -64,8 +69,9 @@ class Lab:
     def behind(self, passes: str) -> Lab:
         """The same with the model as pipeline text leaves it. Errors: those of the passes."""
         model = self.model.clone()
+        warnings = self.run.reporter.warnings
         for pass_ in parse(passes).passes:
-            pass_.run(model, self.context)
+            self.memory.run(pass_, model, self.context, warnings)
         return dataclasses.replace(self, model=model)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ...runtime.held_out import cut, halves
 from ...runtime.metrics import METRIC_NAMES
 from ...runtime.session import TensorInfo
 from .._run.driver import optimize_model
+from .._run.pass_memory import PassMemory
 from .._run.result import RunResult
 from .._run.scoring import NORMAL_95
 from .._run.settings import RunSettings
@@ -34,7 +35,7 @@ class Task:
     `model`: a file. `data`: as of `optimize`, to calibrate on. `labelled`: data to judge by, half
     of which each trial sees; None where only outputs are compared. `is_apart`: these are other
     samples than those of `data`; else half of `data` calibrates, too. `is_timed`: trials measure
-    latency. `inputs`, `outputs`: of the model.
+    latency. `inputs`, `outputs`: of the model. `memory`: of passes that many recipes begin with.
     """
 
     model: Path
@@ -49,6 +50,7 @@ class Task:
     threads: int
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    memory: PassMemory = field(default_factory=PassMemory)
 
     def half(self, number: int) -> Feeds | None:
         """The half of the labelled data that the search sees, or that of the verdict."""
@@ -78,6 +80,7 @@ class Task:
             metric_output=self.metric_output,
             seed=self.seed,
             threads=self.threads,
+            memory=self.memory,
         )
 
 

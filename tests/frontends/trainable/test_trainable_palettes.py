@@ -37,6 +37,16 @@ def rows_of(model, kind):
     return np.moveaxis(codes, LAYERS[kind][2], 0).reshape(4, -1)
 
 
+def dequantizer(model):
+    nodes = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+    (found,) = (node for node in nodes if node.inputs[0].name == "w_q")
+    return found
+
+
+def scales_of(model):
+    return dequantizer(model).inputs[1].const_value.numpy()
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("count", [4, 8, 16])
 def test_codes_stay_among_those_of_their_channel(kind, count):
@@ -122,8 +132,27 @@ def test_palettes_train_with_the_scales(kind):
         assert not set(trained) <= set(own)
         assert len(set(trained)) <= len(set(own))
         assert bounds[0] <= trained.min() <= trained.max() <= bounds[1]
+    scales = scales_of(module.model)
+    # they were of half precision, and so they are written
+    assert np.array_equal(scales.astype(np.float16), scales)
+    assert not np.array_equal(scales, np.rint(scales))
     again = to_torch(module.model)(x).detach().numpy()
-    np.testing.assert_allclose(again, forward, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(again, forward, rtol=1e-3, atol=1e-4)
+
+
+def test_scales_of_more_digits_are_written_with_them():
+    model = model_with("Conv", 8)
+    scale = dequantizer(model).inputs[1]
+    exact = scales_of(model) / np.float32(3)
+    scale.const_value = ir.Tensor(exact, name=scale.name)
+    module = to_torch(model, qat="weights")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.shape == (4,):
+                parameter *= 1.001
+    written = scales_of(write_back(module))
+    assert not np.array_equal(written, exact)
+    assert not np.array_equal(written.astype(np.float16), written)
 
 
 @pytest.mark.parametrize(("count", "qat"), [(8, "fixed"), (32, "weights")])

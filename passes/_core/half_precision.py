@@ -1,0 +1,33 @@
+"""Numbers of half precision in wider types, which two bytes store without losing a bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALLEST = float(np.finfo(np.float16).smallest_normal)
+"""Least magnitude that half precision holds with all of its digits."""
+
+
+def on_halves(numbers: NDArray[Any], least: float = 0.0) -> NDArray[Any]:
+    """The nearest numbers of half precision, in the type that is given.
+
+    Numbers beyond its range stay as they are, and so do those of a magnitude below `least`.
+    """
+    halves = _halves(numbers)
+    is_held = np.isfinite(halves) & (np.abs(numbers) >= least)
+    return np.where(is_held, halves, numbers)
+
+
+def are_halves(numbers: NDArray[Any]) -> bool:
+    """True if half precision holds all of these, which are more than whole numbers."""
+    if np.array_equal(numbers, np.rint(numbers)):
+        return False
+    return np.array_equal(numbers, _halves(numbers))
+
+
+def _halves(numbers: NDArray[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float16).astype(numbers.dtype)
