@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -38,7 +39,7 @@ class PassMemory:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], _Remembered] = {}
+        self._known: dict[tuple[Hashable, ...], _Remembered] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -59,7 +60,7 @@ class PassMemory:
         """
         if pass_.name not in REMEMBERED or _weight_bytes(model) > MOST_BYTES:
             return pass_.run(model, context)
-        key = (_content(model), str(pass_))
+        key = (_content(model), str(pass_), context.seed, context.target)
         known = self._known.get(key)
         if known is None:
             told = len(warnings)
