@@ -22,9 +22,7 @@ from ._packing.codecs import OPSET
 from ._packing.constant_graph import constant_nodes, feeds_only, is_table, own_decoders
 from ._packing.content import BIT_TYPES
 from ._packing.packer import Packer, nbytes_of
-
-MIN_BYTES = 256
-"""Bytes below which a constant is left: a decoder's nodes alone take 150 to 250."""
+from ._packing.together import MIN_BYTES
 
 VECTOR_READERS = QUANT_OPS | {"Conv", "ConvTranspose", "Gemm"}
 """Operators that read small vectors which may be computed at load. Shapes and indices of others are
@@ -182,6 +180,8 @@ def _why_not(value: ir.Value) -> str | None:
         return "its kernel reads it as it is stored, in place"
     if tensor.dtype == ir.DataType.STRING or tensor.dtype.bitwidth < 8:
         return f"{tensor.dtype} has no whole bytes an element"
+    if tensor.dtype.name.startswith("FLOAT8"):
+        return f"{tensor.dtype}: decoders have no operators for it"
     if tensor.dtype.bitwidth not in BIT_TYPES:
         return f"{tensor.dtype} has elements of {tensor.dtype.bitwidth} bits"
     return None

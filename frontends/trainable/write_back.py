@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...passes._core.graph import Names
-from ...passes._core.half_precision import are_halves, on_halves
+from ...passes._core.half_precision import SMALLEST, are_halves, on_halves
 from ._biases import tie_biases
 from ._constants import stored_tensor
 from ._dtypes import from_carrier
@@ -53,7 +53,7 @@ def stored(module: TrainableModule, name: str) -> NDArray[Any]:
     latent = origin.latent
     if latent is None or latent.step == 0:
         trained = from_carrier(parameter, origin.dtype)
-        return _as_precise(trained, stored_tensor(origin.value))
+        return _as_precise(trained, origin.value)
     exact = parameter.detach()
     codes = on_grid(
         exact,
@@ -71,12 +71,26 @@ def stored(module: TrainableModule, name: str) -> NDArray[Any]:
     return from_carrier(codes, origin.dtype)
 
 
-def _as_precise(trained: NDArray[Any], former: ir.TensorProtocol) -> NDArray[Any]:
-    """A trained vector of the precision of its former values: two bytes go on holding it."""
-    is_vector = len(former.shape) == 1 and former.dtype == ir.DataType.FLOAT
-    if is_vector and are_halves(former.numpy()):
-        return on_halves(trained)
-    return trained
+def _as_precise(trained: NDArray[Any], value: ir.Value) -> NDArray[Any]:
+    """A trained scale or bias of few-bit weights, as precise as it was: two bytes hold it."""
+    former = stored_tensor(value)
+    if former.dtype != ir.DataType.FLOAT or not _belongs_to_codes(value):
+        return trained
+    return on_halves(trained, SMALLEST) if are_halves(former.numpy()) else trained
+
+
+def _belongs_to_codes(value: ir.Value) -> bool:
+    """True for scales of dequantized weights, and for biases of the layers that read these."""
+    for node, index in value.uses():
+        if node.op_type == "DequantizeLinear" and index == 1:
+            continue
+        weight = (
+            node.inputs[1] if node.op_type in ("Conv", "Gemm") and index == 2 else None
+        )
+        producer = None if weight is None else weight.producer()
+        if producer is None or producer.op_type != "DequantizeLinear":
+            return False
+    return True
 
 
 def _keep_settings(value: ir.Value, names: Names) -> None:

@@ -59,7 +59,8 @@ def fittable_layers(
         if tied and _multiplies_only(found.weight):
             reason = found.spelling or found.view.not_a_product()
         if node.graph not in graphs:
-            reason = "it lies in the body of an If, Loop or Scan, where calibration does not reach"
+            held = "a Loop or Scan" if branches else "an If, Loop or Scan"
+            reason = f"it lies in the body of {held}, where calibration does not reach"
         if reason is None:
             layers.append(found)
         else:

@@ -64,6 +64,9 @@ BYTE_WEIGHTS = np.array([[1], [2**8], [2**16]], np.int32)
 
 HALF_BYTE_GAP, BYTE_GAP = LONGEST_GAPS
 
+PADDING_BYTES = 80
+"""Bytes of a Pad and of the lengths that it reads."""
+
 ZERO = np.array([0], np.int32)
 ONE = np.array([1], np.int32)
 FAR_ABOVE = np.array([2**30], np.int32)
@@ -327,17 +330,10 @@ def index_codec(palettes: ChannelPalettes, trial: Draft) -> Codec | None:
 
 def stored_table(draft: Draft, table: Array) -> ir.Value:
     """Store palettes (groups, values); zeros that all of them begin with are filled in at load."""
-    alone = draft.copy()
-    alone.stored(ir.Tensor(table))
-    if not table[:, 0].any() and table.shape[1] > 1:
-        filled = draft.copy()
-        _with_zeros(filled, table)
-        if filled.nbytes() < alone.nbytes():
-            return _with_zeros(draft, table)
-    return draft.stored(ir.Tensor(table))
-
-
-def _with_zeros(draft: Draft, table: Array) -> ir.Value:
+    # a byte for each, where many are more than a node and what it reads
+    has_zeros = len(table) > PADDING_BYTES and not table[:, 0].any()
+    if not has_zeros:
+        return draft.stored(ir.Tensor(table))
     others = np.ascontiguousarray(table[:, 1:])
     stored = draft.stored(ir.Tensor(others))
     return draft.node("Pad", stored, [0, 1, 0, 0])

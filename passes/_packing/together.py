@@ -41,6 +41,9 @@ Nodes of its own take less than half a kilobyte: one hundredth of such a constan
 MOST_TOGETHER = 1 << 22
 """Elements of all that are stored as one, which are decoded at once; chosen by hand."""
 
+MIN_BYTES = 256
+"""Bytes below which a constant is not stored alone: a decoder's nodes take 150 to 250."""
+
 MOST_OF_A_VECTOR = 1 << 12
 """Elements of the largest vector that is stored with others; chosen by hand."""
 
@@ -122,7 +125,9 @@ def vector_of(tensor: ir.TensorProtocol) -> StoredPart | None:
     values = content.palette
     if values is not None and values.size == 1:
         return _part_of_vectors(content, "one value", values.tobytes())
-    if content.narrower:
+    # few values, and zeros, have smaller forms
+    is_dense = values is None and 2 * content.nonzeros > content.size
+    if content.narrower and (is_dense or tensor.nbytes < MIN_BYTES):
         return _part_of_vectors(content, "narrow", content.narrower[0])
     return None
 

@@ -10,7 +10,7 @@ from .._core.nearest import did_you_mean
 from .._core.patterns import layer_names, matches
 from .._core.tables import is_tied
 from .layers import QuantLayer
-from .schemes import FORMS
+from .schemes import ALL_BITS, FORMS
 from .weight_codes import PACKED_BITS
 
 LEAVE_FLOAT = "float"
@@ -87,6 +87,8 @@ def _choice(text: str, default_bits: int) -> Choice:
             "give 2 to 8, for example int8:4, or int8:4:4 for what the layer reads as well",
         )
     bits = int(widths[0]) if widths else default_bits
+    if not widths and form in FORMS and FORMS[form].wrong_bits(bits):
+        bits = ALL_BITS
     problem = FORMS[form].wrong_bits(bits) if form in FORMS else ""
     if problem:
         raise UsageError(

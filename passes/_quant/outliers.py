@@ -187,8 +187,12 @@ def spare(
     return Sparing(tuple(found), lambda choice: instead)
 
 
-def _names(layer: QuantLayer) -> tuple[str | None, str | None]:
-    return layer.input.name, layer.weight.name
+def _names(layer: QuantLayer) -> tuple[str | None, ...]:
+    """Names that tell a layer from others, of other branches too."""
+    graph = layer.node.graph
+    branch = None if graph is None else graph.name
+    output = layer.node.outputs[0]
+    return branch, output.name, layer.input.name, layer.weight.name
 
 
 def _case(layer: QuantLayer, instead: Choice, request: PlanRequest) -> LayerCase:

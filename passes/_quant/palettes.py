@@ -116,7 +116,8 @@ def fitted(
     Shapes: rows (channels, width); importance (channels or 1, width).
     """
     channels, width = rows.shape
-    count = _count(rows, bits)
+    count = 1 << bits
+    is_free = _zeros_are_free(rows, bits)
     scales = _full_scales(rows)
     shared = sharing(channels, width, bits)
     length = shared * width
@@ -134,14 +135,14 @@ def fitted(
         weights = np.broadcast_to(factors**2, steps.shape)
         if importance is not None:
             weights = weights * _of_part(importance, part)
-        values, error = best_values(steps, weights, count)
+        values, error = _best_values(steps, weights, count, is_free)
         own.append(values)
         own_error += error
         if shared == 1:
             continue
         shared_steps = steps.reshape(-1, length)
         shared_weights = weights.reshape(-1, length)
-        values, error = best_values(shared_steps, shared_weights, count)
+        values, error = _best_values(shared_steps, shared_weights, count, is_free)
         repeated = np.repeat(values, shared, axis=0)
         together.append(repeated)
         shared_error += error
@@ -152,13 +153,30 @@ def fitted(
     return Palettes(values, scales)
 
 
-def _count(rows: Rows, bits: int) -> int:
-    """Number of values of a palette, 0 not counted where zeros are stored as a mask."""
+def _zeros_are_free(rows: Rows, bits: int) -> bool:
+    """True if 0 is a value beside the others: where a mask stores zeros."""
     zeros = rows.size - int(np.count_nonzero(rows))
     # of one bit a value would be left beside 0, of one sign
-    is_free = zeros >= FREE_ZEROS * rows.size or (bits == 1 and zeros > 0)
-    count = 1 << bits
-    return min(count + 1, MOST_VALUES) if is_free else count
+    is_in_a_mask = zeros >= FREE_ZEROS * rows.size or bits == 1
+    return is_in_a_mask and 2**bits < MOST_VALUES
+
+
+def _best_values(
+    steps: Rows, weights: Rows, count: int, is_free: bool
+) -> tuple[Codes, float]:
+    """The best values, and 0 beside them in palettes that need it if it `is_free`."""
+    has_zero = (steps == 0).any(axis=1)
+    if not is_free or not has_zero.any():
+        return best_values(steps, weights, count)
+    values = np.zeros((len(steps), count + 1), np.int8)
+    values[has_zero], error = best_values(steps[has_zero], weights[has_zero], count + 1)
+    has_none = ~has_zero
+    if has_none.any():
+        found, others = best_values(steps[has_none], weights[has_none], count)
+        # once more, since all palettes are of one length
+        values[has_none] = found[:, [*range(count), count - 1]]
+        error += others
+    return values, error
 
 
 def _full_scales(rows: Rows) -> NDArray[np.float64]:

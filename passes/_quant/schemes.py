@@ -38,6 +38,9 @@ from .weight_codes import (
 PER_CHANNEL_OPSET = 13
 """Opset in which DequantizeLinear takes a scale a channel."""
 
+ANY_BITS = 0
+"""Least bits of a form that has no choice of them."""
+
 ALL_BITS = 8
 """Bits of a code: layers that keep so many have no palettes."""
 
@@ -180,7 +183,9 @@ class Form:
         return self.is_packed or (self.has_bits and bits <= self.most_bits)
 
     def wrong_bits(self, bits: int) -> str:
-        """The range that so many bits are outside of; empty where they are not."""
+        """The range that so many bits are outside of; empty where they are not, or no choice."""
+        if self.least_bits == ANY_BITS:
+            return ""
         most = self.most_bits if self.has_palettes else ALL_BITS
         if self.least_bits <= bits <= most:
             return ""
@@ -219,6 +224,7 @@ FORMS: dict[str, Form] = {
     ),
     "fp16": Form(
         whole=to_half,
+        least_bits=ANY_BITS,
         per_layer=False,
     ),
     "palette": Form(
@@ -235,6 +241,7 @@ FORMS: dict[str, Form] = {
     "ternary": Form(
         engines=(STATIC, FLOAT),
         encode=_encode_ternary,
+        least_bits=ANY_BITS,
         width=lambda options: 2,
         is_packed=True,
         low_bit_activations=True,
@@ -242,6 +249,7 @@ FORMS: dict[str, Form] = {
     "binary": Form(
         engines=(STATIC, FLOAT),
         encode=_encode_signs,
+        least_bits=ANY_BITS,
         width=lambda options: options.planes,
         is_packed=True,
         low_bit_activations=True,

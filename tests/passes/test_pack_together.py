@@ -237,3 +237,30 @@ def test_vectors_that_others_read_stay():
     """
     model = read(text)
     assert Pack().run(model, NullContext()).changed == 0
+
+
+def test_vectors_of_few_values_or_many_zeros_take_their_own_forms():
+    sparse = halves(2000)
+    sparse[RANDOM.random(2000) < 0.9] = 0
+    assert together.vector_of(ir.Tensor(sparse)) is None
+    assert (
+        together.vector_of(ir.Tensor(of([0.5, 1.5], 2000).astype(np.float32))) is None
+    )
+    assert together.vector_of(ir.Tensor(halves(2000))) is not None
+    assert together.vector_of(ir.Tensor(sparse[:16])) is not None
+
+
+def test_numbers_that_no_decoder_takes_stay():
+    zeros_of_8_bits = ir.Tensor(
+        np.zeros(2000, ir.DataType.FLOAT8E4M3FN.numpy()), ir.DataType.FLOAT8E4M3FN
+    )
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    net (float[N, 2000] x, float[2000] s) => (float[N, 2000] y)
+    { q = QuantizeLinear <axis = 1> (x, s, z)  y = DequantizeLinear <axis = 1> (q, s, z) }
+    """
+    model = read(text, z=np.zeros(2000, np.int8))
+    model.graph.initializers["z"].const_value = zeros_of_8_bits
+    outcome = Pack().run(model, NullContext())
+    assert not outcome.changed
+    assert any("no operators" in each.reason for each in outcome.declined)

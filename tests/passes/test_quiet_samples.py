@@ -84,6 +84,29 @@ def test_silent_samples_lose_nothing():
     assert "outliers" not in outcome.stats
 
 
+def test_a_few_silences_are_nobodys_concern():
+    _, _, outcome = quantized(SPECTRUM, feeds_of([1e-5] + [1.0] * 31))
+    assert "outliers" not in outcome.stats
+
+
+def test_branches_of_the_same_names_are_told_apart():
+    text = BRANCH.replace(
+        "b = Neg (x)",
+        """
+            s = Tanh (x)
+            h = Conv <pads = [1, 1]> (s, w1)
+            r = Relu (h)
+            b = Conv <pads = [1, 1]> (r, w2)
+        """,
+    )
+    feeds = feeds_of(LOUDNESS, c=np.array(True))
+    feeds += feeds_of([1.0] * 4, c=np.array(False))
+    _, _, outcome = quantized(text, feeds)
+    assert outcome.stats["outliers"] == 1
+    quiet = [each for each in outcome.declined if "too quiet" in each.reason]
+    assert len(quiet) == 1
+
+
 def test_branches_are_looked_at():
     feeds = feeds_of(LOUDNESS, c=np.array(True))
     _, _, outcome = quantized(BRANCH, feeds)

@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core.pipeline import parse
@@ -69,3 +70,33 @@ def test_another_process_begins_with_nothing():
     memory = PassMemory()
     applied(memory, "prune(sparsity=0.5)")
     assert len(pickle.loads(pickle.dumps(memory))) == 0
+
+
+def test_weights_beside_a_file_are_told_apart(tmp_path):
+    memory = PassMemory()
+    found = []
+    for scale in (1.0, 2.0):
+        proto = model_from(CLASSIFIER)
+        folder = tmp_path / str(scale)
+        folder.mkdir()
+        for tensor in proto.graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor) * np.float32(scale)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+        onnx.save_model(
+            proto,
+            folder / "m.onnx",
+            save_as_external_data=True,
+            location="weights",
+            size_threshold=0,
+        )
+        model = ir.load(folder / "m.onnx")
+        found.append(applied(memory, "prune(sparsity=0.5)", model)[0])
+    assert len(memory) == 2
+    assert found[0] != found[1]
+
+
+def test_so_many_models_are_remembered():
+    memory = PassMemory()
+    for tenths in range(1, 10):
+        applied(memory, f"prune(sparsity=0.{tenths})")
+    assert len(memory) == pass_memory.MOST_KEPT

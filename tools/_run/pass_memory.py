@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from ...passes._core.context import Context
 from ...passes._core.contract import Pass
-from ...passes._core.graph import become
+from ...passes._core.graph import all_graphs, become
 from ...passes._core.outcome import PassOutcome
 from ...passes._core.stored import stored_constants
 
@@ -23,6 +23,9 @@ REMEMBERED = frozenset({"prune", "prune-channels"})
 
 MOST_BYTES = 256 << 20
 """Bytes of the weights of a model above which nothing is remembered; chosen by hand."""
+
+MOST_KEPT = 8
+"""Models that are remembered, the latest; chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class PassMemory:
         if known is None:
             told = len(warnings)
             outcome = pass_.run(model, context)
+            if len(self._known) == MOST_KEPT:
+                del self._known[next(iter(self._known))]
             self._known[key] = _Remembered(
                 model.clone(),
                 copy.deepcopy(outcome),
@@ -85,4 +90,12 @@ def _weight_bytes(model: ir.Model) -> int:
 def _content(model: ir.Model) -> str:
     """Digest of a whole model."""
     serialized = ir.to_proto(model).SerializeToString(deterministic=True)
-    return hashlib.sha256(serialized).hexdigest()
+    digest = hashlib.sha256(serialized)
+    for graph in all_graphs(model):
+        if isinstance(graph, ir.Function):
+            continue
+        for value in graph.initializers.values():
+            # of these the model holds but the place
+            if isinstance(value.const_value, ir.ExternalTensor):
+                digest.update(value.const_value.tobytes())
+    return digest.hexdigest()
