@@ -360,15 +360,26 @@ def test_a_chain_outside_of_the_subgraph_that_reads_it():
     assert not any(node.op_type == "Transpose" for node in model.graph)
 
 
-def test_gptq_names_layers_of_subgraphs():
+def test_gptq_rounds_layers_of_branches():
     body = (
         "c = ReduceMax <keepdims = 0> (x)\n b = Cast <to = 9> (c)\n"
         " y = If (b) <then_branch = f () => (float[n, 64] p) { p = MatMul (x, w) },"
         " else_branch = g () => (float[n, 64] q) { q = Identity (x) }>"
     )
     outcome = outcome_of("gptq", model_of(body), CalibratedContext([feeds()]))
+    assert outcome.changed == 1
+    assert not outcome.declined
+
+
+def test_gptq_names_layers_of_loops():
+    body = (
+        "n = Constant <value = int64 {2}> ()\n b = Constant <value = bool {1}> ()\n"
+        " y = Loop (n, b, x) <body = turn (int64 i, bool k, float[m, 64] s)"
+        " => (bool l, float[m, 64] p) { l = Identity (k) p = MatMul (s, w) }>"
+    )
+    outcome = outcome_of("gptq", model_of(body), CalibratedContext([feeds()]))
     assert [declined.where for declined in outcome.declined] == ["MatMul p"]
-    assert "it lies in the body of an If" in outcome.declined[0].reason
+    assert "it lies in the body of a Loop or Scan" in outcome.declined[0].reason
 
 
 @pytest.mark.parametrize(
