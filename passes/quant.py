@@ -72,11 +72,11 @@ from ._quant.outliers import (
     observing,
     predicts_tokens,
     reading,
-    spare,
+    with_outliers,
 )
 from ._quant.plan import PlanRequest, QuantPlan, plan
 from ._quant.prepare import drop_unused_initializers, mean_to_pool
-from ._quant.quiet_samples import InputNoise, SampleNoise
+from ._quant.quiet_samples import InputNoise, SampleNoise, with_quiet_samples
 from ._quant.schemes import (
     BLOCKED,
     DYNAMIC,
@@ -618,15 +618,13 @@ class Quant(Pass):
         )
         # again: exact rewrites put other nodes in place of the planned ones, and uncover layers
         planned = plan(model, request)
-        outliers = 0
-        for spare_some in (self._with_outliers, self._with_quiet_samples):
-            spared = spare_some(model, planned, request, noise)
-            if spared.layers:
-                outliers += len(spared.layers)
-                request = replace(request, choose=spared.around(request.choose))
-                planned = plan(model, request)
-        if outliers:
-            outcome.stats["outliers"] = outliers
+        request, planned = self._spare(
+            model,
+            planned,
+            request,
+            noise,
+            outcome,
+        )
         if planned.graphs and raise_opset(model, planned.opset(request.options)):
             # nodes of another graph now
             planned = plan(model, request)
@@ -712,31 +710,32 @@ class Quant(Pass):
             return reading(model, context)
         return observing(model, context, ROUNDING_TOKENS)
 
-    def _with_outliers(
+    def _spare(
         self,
         model: ir.Model,
         planned: QuantPlan,
         request: PlanRequest,
         noise: InputNoise,
-    ) -> Sparing:
-        """The layers whose input holds outliers, and what they become instead."""
+        outcome: PassOutcome,
+    ) -> tuple[PlanRequest, QuantPlan]:
+        """Let layers read floats whose inputs 8 bits do not hold; the request and the plan then."""
         if self.outliers == "ignore":
-            return Sparing()
-        instead = Choice("blocked", 4 if self.bits <= 4 else 8)
-        return spare(model, planned, request, noise.of_rows, instead)
-
-    def _with_quiet_samples(
-        self,
-        model: ir.Model,
-        planned: QuantPlan,
-        request: PlanRequest,
-        noise: InputNoise,
-    ) -> Sparing:
-        """The layers that go on reading floats, since 8 bits leave nothing of quiet samples."""
-        if self.outliers == "ignore" or not request.stores_floats:
-            return Sparing()
-        layers = noise.of_samples.quiet_layers(model, planned, request.rules)
-        return Sparing(tuple(layers), lambda choice: replace(choice, reads_floats=True))
+            return request, planned
+        in_blocks = Choice("blocked", 4 if self.bits <= 4 else 8)
+        ways = (
+            functools.partial(with_outliers, noise=noise.of_rows, instead=in_blocks),
+            functools.partial(with_quiet_samples, noise=noise.of_samples),
+        )
+        count = 0
+        for layers_to_spare in ways:
+            spared = layers_to_spare(model, planned, request)
+            if spared.layers:
+                count += len(spared.layers)
+                request = replace(request, choose=spared.around(request.choose))
+                planned = plan(model, request)
+        if count:
+            outcome.stats["outliers"] = count
+        return request, planned
 
     def _rules(self, target: str) -> QuantRules:
         """The target's table, with the activations of the form."""

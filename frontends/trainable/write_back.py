@@ -81,16 +81,17 @@ def _as_precise(trained: NDArray[Any], value: ir.Value) -> NDArray[Any]:
 
 def _belongs_to_codes(value: ir.Value) -> bool:
     """True for scales of dequantized weights, and for biases of the layers that read these."""
-    for node, index in value.uses():
-        if node.op_type == "DequantizeLinear" and index == 1:
-            continue
-        weight = (
-            node.inputs[1] if node.op_type in ("Conv", "Gemm") and index == 2 else None
-        )
-        producer = None if weight is None else weight.producer()
-        if producer is None or producer.op_type != "DequantizeLinear":
-            return False
-    return True
+    uses = value.uses()
+    return bool(uses) and all(_is_beside_codes(node, index) for node, index in uses)
+
+
+def _is_beside_codes(node: ir.Node, index: int) -> bool:
+    """True if a node reads a scale at `index`, or the bias beside dequantized weights."""
+    if node.op_type == "DequantizeLinear":
+        return index == 1
+    weight = node.inputs[1] if node.op_type in ("Conv", "Gemm") and index == 2 else None
+    producer = None if weight is None else weight.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _keep_settings(value: ir.Value, names: Names) -> None:

@@ -51,7 +51,7 @@ and 12.9 dB. Shares of 0 and 1: 10.4, 11.6, 8.6 and 12.6 dB; 0.3 and 0.01: 10.3,
 13.2 dB.
 """
 
-AS_GOOD = 1.001
+BIAS_AS_GOOD = 1.001
 """Ratio of output errors up to which a bias of half precision, two bytes, stands for an exact one.
 Chosen by hand.
 """
@@ -129,7 +129,7 @@ def _round(layer: LinearLayer, gram: Grams, bits: int) -> tuple[float, PerChanne
     after = output_error(difference, moved - bias, gram)
     halves = on_halves(moved, SMALLEST)
     # large beside what the outputs differ by, its last digits count
-    if output_error(difference, halves - bias, gram) <= AS_GOOD * after:
+    if output_error(difference, halves - bias, gram) <= BIAS_AS_GOOD * after:
         moved = halves
     _store(layer, codes, scales)
     return decibels(before, after), moved

@@ -156,7 +156,7 @@ class Sparing:
         return chosen
 
 
-def spare(
+def with_outliers(
     model: ir.Model,
     planned: QuantPlan,
     request: PlanRequest,

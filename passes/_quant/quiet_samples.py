@@ -11,7 +11,7 @@ steps. Such a layer reads floats, and its weights alone are integers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,8 +23,8 @@ from .._core.drift_budget import sqnr_of
 from .._core.targets import QuantRules
 from .calibrate import LEVELS_OF_8_BITS
 from .layers import QuantLayer
-from .outliers import RowNoise
-from .plan import GraphPlan, QuantPlan
+from .outliers import RowNoise, Sparing
+from .plan import GraphPlan, PlanRequest, QuantPlan
 from .schemes import STATIC
 
 QUIETEST = 0.1
@@ -101,6 +101,19 @@ class SampleNoise:
             extremes = moments.get(f"range {name}")
             if power is not None and extremes is not None:
                 self._found[name] = _share(power, extremes)
+
+
+def with_quiet_samples(
+    model: ir.Model, planned: QuantPlan, request: PlanRequest, noise: SampleNoise
+) -> Sparing:
+    """Find the planned layers that go on reading floats, their weights alone being integers.
+
+    None where weights in codes cannot be read by float kernels.
+    """
+    if not request.stores_floats:
+        return Sparing()
+    layers = noise.quiet_layers(model, planned, request.rules)
+    return Sparing(tuple(layers), lambda choice: replace(choice, reads_floats=True))
 
 
 @dataclass(frozen=True)

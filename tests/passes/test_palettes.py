@@ -343,9 +343,15 @@ def test_single_layers_may_have_palettes(calibrated):
     assert max(distinct(codes_in(model)["w3"])) > 64
 
 
-@pytest.mark.parametrize("form", ["int8", "binary", "ternary"])
-def test_single_layers_may_have_other_forms_beside_one_bit(form, calibrated):
-    Quant(form="palette", bits=1, layers=(f"w2={form}",))
+@pytest.mark.parametrize(("form", "bits"), [("int8", 8), ("binary", 1), ("ternary", 2)])
+def test_single_layers_may_have_other_forms_beside_one_bit(form, bits, calibrated):
+    model = model_of(WIDE, **WEIGHTS)
+    quant = Quant(form="palette", bits=1, layers=(f"w2={form}",), measure=False)
+    stats = quant.run(model, calibrated([WIDE_FEEDS])).stats
+    size = WEIGHTS["w2"].size
+    assert stats[f"weights_{bits}_bit"] >= size
+    # w3 is as large, and has one bit
+    assert stats["weights_1_bit"] == (2 * size if bits == 1 else size)
 
 
 def test_biases_that_are_large_keep_all_digits():
