@@ -61,8 +61,10 @@ MadeUp = Callable[[bool], Sequence[Mapping[str, NDArray[Any]]]]
 """Feeds made up without data; given is whether the model reads tokens."""
 
 _MADE_UP = 16
-_LEAST_NOISE = 256  # elements: fewer may be sizes, factors or states
 """Batches of made-up tokens that are looked at where there is no data."""
+
+_LEAST_NOISE = 256
+"""Elements of a made-up input that noise is taken for; fewer may be sizes, factors or states."""
 
 _HELD_BACK = 4
 """One sample in so many judges what was fitted to the others. With one in eight of 100 images 12

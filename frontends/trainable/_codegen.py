@@ -17,6 +17,7 @@ from . import _control
 from ._constants import stored_tensor
 from ._dtypes import CARRIERS, to_carrier
 from ._expand import function_of
+from ._fake_quantize import code_range, fake_quantize
 from ._fold import fold
 from ._gradient_flow import follow
 from ._layout import laid_out
@@ -79,7 +80,8 @@ class Emitter:
 
     `weights`: values that are parameters, with the source that gives them. `functions`: the model's
     own. `qat`: quantized values stay floats on their grid. `shared`: those of the weights that are
-    settings elsewhere. `detached`: nodes that onnx's reference runs.
+    settings elsewhere. `taps`: values that are asked for beside the outputs. `detached`: nodes that
+    onnx's reference runs.
     """
 
     def __init__(
@@ -89,12 +91,15 @@ class Emitter:
         functions: dict[ir.OperatorIdentifier, ir.Function],
         qat: bool,
         shared: Collection[ir.Value] = (),
+        taps: Collection[ir.Value] = (),
     ) -> None:
         self.program = program
         self.weights = weights
         self.functions = functions
         self.qat = qat
         self.detached: list[str] = []
+        self.taps = taps
+        self._read_back: set[ir.Value] = set()
         self.fixed = {value: _as_stored(stored_tensor(value)) for value in shared}
         program.names.update(torch=torch, as_tensor=as_tensor, to_host=to_host)
 
@@ -231,6 +236,8 @@ class Emitter:
             opset=opset,
             qat=self.qat,
         )
+        if self.qat and self._at_once(found, call):
+            return
         textual = ir.DataType.STRING in dtypes and node.op_type not in TEXT_OPS
         if entry is not None and not textual and _accepted(entry, found.attributes):
             self._kernel(entry, found, call)
@@ -450,6 +457,54 @@ class Emitter:
             call,
             obstacle,
         )
+
+    # --- quantized and read back at once --------------------------------------------
+
+    def _at_once(self, found: NodeInputs, call: Call) -> bool:
+        """Write QuantizeLinear as what all its readers make of it, and these as that value."""
+        node = found.node
+        if node.inputs and node.inputs[0] in self._read_back:
+            (known,) = found.present[:1]
+            self.define(node.outputs[0], self.copy(known), found.scope)
+            return True
+        if len(node.outputs) != 1 or node.outputs[0] in self.taps:
+            return False
+        source = found.inputs[0] if found.inputs else None
+        if source is None or source.dtype is None:
+            return False
+        if CARRIERS.get(source.dtype) != torch.float32:
+            return False
+        codes = code_range(
+            node,
+            call.outputs[0],
+            lambda value: self._number_of(value, found.scope),
+        )
+        if codes is None:
+            return False
+        function = self.program.shared("fake_quantize", fake_quantize)
+        x = self.program.tensor_code(source)
+        code = f"{function}({x}, {codes.scale!r}, {codes.low!r}, {codes.high!r})"
+        floats = replace(call, outputs=(source.dtype,))
+        self._assign(
+            code,
+            False,
+            found,
+            floats,
+            "",
+        )
+        self._read_back.add(node.outputs[0])
+        return True
+
+    def _number_of(self, value: ir.Value, scope: Scope) -> float | None:
+        """Return a constant of one element as a number; None for all else."""
+        if value in self.weights:
+            return None
+        known = scope.values.get(value)
+        if known is None and value.const_value is not None:
+            known = self.value(value, scope)
+        if known is None or known.constant is None or known.constant.numel() != 1:
+            return None
+        return float(known.constant)
 
     # --- functions and bodies -------------------------------------------------------
 

@@ -59,15 +59,17 @@ def to_torch(
     shared = [value for value, origin in origins.items() if origin.shared]
     program = Program()
     functions = dict(model.functions)
+    tapped = _tapped(model, taps)
     emitter = Emitter(
         program,
         sources,
         functions,
         qat != "off",
         shared,
+        tapped,
     )
     _bind_rounding(program, origins, names)
-    written = _write_graph(emitter, model, _tapped(model, taps))
+    written = _write_graph(emitter, model)
     parameters = {names[value]: origin for value, origin in origins.items()}
     provenance = Provenance(
         model,
@@ -284,15 +286,13 @@ class WrittenGraph:
     outputs: dict[str, Known | None]
 
 
-def _write_graph(
-    emitter: Emitter, model: ir.Model, tapped: Sequence[ir.Value]
-) -> WrittenGraph:
+def _write_graph(emitter: Emitter, model: ir.Model) -> WrittenGraph:
     """Write the function that computes the outputs of the main graph and what is tapped."""
     program = emitter.program
     scope = Scope(_graph_name(model), dict(model.opset_imports))
     inputs = _callable_inputs(model)
     # a tap may be an output too
-    wanted = [*model.graph.outputs, *tapped]
+    wanted = [*model.graph.outputs, *emitter.taps]
     outputs = list(dict.fromkeys(wanted))
     nodes = list(model.graph)
     _open(program, inputs, scope)

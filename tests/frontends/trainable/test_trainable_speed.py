@@ -29,6 +29,17 @@ codes (float[n, 2, 4, 4] x) => (float[n, 2, 4, 3] y)
     y = Conv (x, i)
 }
 """
+READ_BACK = """
+<ir_version: 10, opset_import: ["" : 21]>
+read_back (float[n, 4] x) => (OUTPUTS)
+<float scale = {0.125}, float again = {0.125}, float wider = {0.25}, uint8 zero = {100},
+    float[4, 2] w>
+{
+    q = QuantizeLinear (x, scale, zero)
+    d = DequantizeLinear (q, READ, zero)
+    y = MatMul (d, w)
+}
+"""
 CLIP = """
 <ir_version: 10, opset_import: ["" : 21]>
 clip (float[n] x) => (float[n] y)
@@ -89,6 +100,58 @@ def test_pairs_are_limited_in_any_layout():
     found = within_limit(other, other, limit)
     assert torch.equal(found, expected)
     assert found.stride() == other.stride()
+
+
+def read_back(outputs="float[n, 2] y", read="scale", **options):
+    text = READ_BACK.replace("OUTPUTS", outputs).replace("READ", read)
+    return to_torch(ir_model(text), **options)
+
+
+def values_and_gradient(module):
+    # both ends of the grid are at 12.5 below and 19.375 above zero
+    x = torch.linspace(-20, 25, 4000).reshape(1000, 4).requires_grad_()
+    results = module(x)
+    y = results[0] if isinstance(results, tuple) else results
+    y.sum().backward()
+    return y.detach(), x.grad
+
+
+def test_codes_that_are_only_read_back_are_never_made():
+    module = read_back()
+    assert module.provenance.source.count("fake_quantize(") == 1
+    assert "QuantizeLinear_" not in module.provenance.source
+    assert difference(module, {"x": 20 * normal(50, 4)}, optimize=False) < 1e-5
+    # asked for by name, they are made
+    with_codes = read_back(taps=["q"])
+    assert "fake_quantize(" not in with_codes.provenance.source
+    assert with_codes.run({"x": normal(1, 4)})["q"].min() >= 0
+    for found, expected in zip(
+        values_and_gradient(module), values_and_gradient(with_codes), strict=True
+    ):
+        assert torch.equal(found, expected)
+        assert found.unique().numel() > 1
+
+
+@pytest.mark.parametrize(
+    ("read", "at_once"), [("scale", True), ("again", True), ("wider", False)]
+)
+def test_codes_are_read_back_at_once_by_equal_scales_alone(read, at_once):
+    module = read_back(read=read)
+    assert ("fake_quantize(" in module.provenance.source) == at_once
+    assert difference(module, {"x": 20 * normal(50, 4)}, optimize=False) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("outputs", "mode"),
+    [
+        ("float[n, 2] y, uint8[n, 4] q", "fixed"),
+        ("float[n, 2] y", "off"),
+        ("float[n, 2] y", "learned"),
+    ],
+)
+def test_codes_are_made_where_something_else_needs_them(outputs, mode):
+    module = read_back(outputs, qat=mode)
+    assert "fake_quantize(" not in module.provenance.source
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from onnx_opt.frontends.training import Environment, train
 from onnx_opt.frontends.training import loop as loop_module
 from onnx_opt.frontends.training.data import Order
+from onnx_opt.frontends.training.device import Device
 from onnx_opt.passes._core.training_recipe import TrainingRecipe
 from training_models import MLP, Local, batches, model_of, pruned, rows, serialized
 
@@ -124,3 +125,26 @@ def test_words_are_not_told_more_often_than_people_read(monkeypatch):
     learned(text=MLP, data=rows(160), told=told, checks=3)
     # the first step, and the checks
     assert len(told) == 4
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "half"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_f": True, "avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+        ({"neon": True}, False),
+    ],
+)
+def test_bfloat16_is_chosen_only_where_the_cpu_multiplies_it(
+    monkeypatch, capabilities, half
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert Device.of(TrainingRecipe()).half == half
+    assert Device.of(TrainingRecipe(precision="bfloat16")).half
+    # an old one has neither the instructions nor kernels that emulate them
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not Device.of(TrainingRecipe()).half
