@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# neighbouring tests share what their fixtures made: work is handed out in long runs of tests
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-lowest test-newest check lint types structure docs docs-write clean
@@ -13,7 +15,7 @@ demo: $(VENV)/.light ## Optimize the trained model shipped with the project; siz
 	$(BIN)/onnx-opt demo
 
 test: $(VENV)/.dev ## Run the test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-lowest: $(VENV)/.dev ## Run the fast suite on the oldest releases that are allowed
 	.ci/lowest $(ARGS)

@@ -154,6 +154,20 @@ def test_kinds_of_recipes_that_lose_less_than_predicted_win_in_the_end(monkeypat
     assert "prune" in best.recipe
 
 
+def test_of_a_size_each_kind_of_recipe_is_tried(monkeypatch):
+    """Though what pruning loses was overestimated so much that no other recipe would be of it."""
+    monkeypatch.setattr(search_module, "MOST_ROUNDS", 4)
+    menus = [FoundMenu("", 0.0, MENU, {}), FoundMenu("prune", 0.9, MENU, {})]
+    goal = Goal("accuracy", max_bytes=60)
+    found = Searched()
+    plan = SearchPlan(MenuRecipes(menus))
+    RecipeSearch(goal, plan, None, Misjudged(), deadline=math.inf).run(found)
+    best = min(found.fitting(goal), key=lambda each: each.drop)
+    assert "prune" in best.recipe
+    unpruned = [each.drop for each in found.fitting(goal) if "prune" not in each.recipe]
+    assert best.drop < min(unpruned)
+
+
 def test_a_search_without_time_has_tried_the_gentlest_of_each_sort(monkeypatch):
     monkeypatch.setattr(search_module, "MOST_ROUNDS", 4)
     found = Searched()

@@ -304,6 +304,28 @@ def test_a_harsher_recipe_is_trained_where_none_was_tried():
     assert (quant.bits, finetune.minutes) == (3, 5.0)
 
 
+def test_of_a_size_the_best_recipe_is_trained_with_room_to_grow():
+    found = Searched()
+    found.trials += [
+        trial(0.1, 150, 0.0, 30.0),
+        trial(0.2, 100, 0.01, 25.0),
+        trial(0.3, 99, 0.05, 24.0),
+        trial(0.4, 60, 0.2, 20.0),
+    ]
+
+    class Family:
+        def proposal(self, target_db):
+            raise AssertionError(
+                "accuracy has no budget that a harsher one would use up"
+            )
+
+    goal = Goal("accuracy", max_bytes=100)
+    text = recovered_recipe(goal, found, Family(), 5.0)
+    assert parse(text).passes[1].sparsity == 0.3
+    too_small = Goal("accuracy", max_bytes=50)
+    assert recovered_recipe(too_small, found, Family(), 5.0) is None
+
+
 def test_nothing_is_trained_where_nothing_ran():
     failed = RecipeTrial("simplify", failure="data: none")
     found = Searched(trials=[failed])

@@ -50,6 +50,9 @@ BEFORE = (
 lose. ResNet-20 has 51, 60 and 40 % zeros then.
 """
 
+BEFORE_SMALLEST = ("", "prune(min_sqnr=14)", "prune(min_sqnr=18)", "prune(min_sqnr=11)")
+"""The same where bytes are limited and accuracy is not."""
+
 
 @dataclass(frozen=True)
 class FormKind:
@@ -77,6 +80,7 @@ INTEGER_FORMS = (
     _palette(4),
     _palette(3),
     _palette(2),
+    _palette(1),
 )
 """Forms that integer kernels of a CPU run, from the most bits to the fewest."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,13 @@ from .families import (
 )
 from .goal import Goal
 from .lab import Lab
-from .menu import BEFORE, FoundMenu, menu_of, menu_to_repair
+from .menu import (
+    BEFORE,
+    BEFORE_SMALLEST,
+    FoundMenu,
+    menu_of,
+    menu_to_repair,
+)
 from .sensitivity import Keep, Method
 from .timed import timed_recipes
 
@@ -71,7 +77,8 @@ def plan_for(goal: Goal, lab: Lab, menu_settings: MenuSettings) -> SearchPlan:
             )
     if goal.objective in ("latency", "macs"):
         return SearchPlan(ChannelRecipes(), templates)
-    menus = _menus(lab, menu_settings)
+    befores = BEFORE if goal.limits_accuracy else BEFORE_SMALLEST
+    menus = _menus(lab, befores, menu_settings)
     if not menus:
         raise RefusedError(
             str(lab.run.settings.model),
@@ -82,10 +89,12 @@ def plan_for(goal: Goal, lab: Lab, menu_settings: MenuSettings) -> SearchPlan:
     return SearchPlan(MenuRecipes(menus), templates, sensitivity=how)
 
 
-def _menus(lab: Lab, menu_settings: MenuSettings) -> list[FoundMenu]:
+def _menus(
+    lab: Lab, befores: Sequence[str], menu_settings: MenuSettings
+) -> list[FoundMenu]:
     """Menus behind nothing and behind passes that prune, as many as the time allows."""
     menus = []
-    for before in BEFORE:
+    for before in befores:
         start = time.monotonic()
         make = functools.partial(
             menu_of,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ...passes._core.pipeline import Pipeline, parse
 from .families import RecipeFamily
 from .front import cost_of, keeps_cost, loss_of
 from .goal import Goal
-from .search import Searched
+from .search import GROWTH, Searched
 from .trial import RecipeTrial
 
 RECOVERED_DB = 4.5
@@ -27,14 +28,19 @@ def require_training() -> None:
 def recovered_recipe(
     goal: Goal, found: Searched, family: RecipeFamily | None, minutes: float
 ) -> str | None:
-    """The recipe to train for so many minutes; None where no trial ended.
+    """The recipe to train for so many minutes; None where no trial takes as little as it may.
 
     The cheapest trial that keeps no more than `RECOVERED_DB` less than the best one within the
     budget. Where that is the best one itself: the recipe of `family` that is to keep so much less;
-    without a family the best one.
+    without a family, or where accuracy has no budget, the best one.
     """
     sound = [trial for trial in found.trials if not trial.failure]
     if not sound:
+        return None
+    if goal.max_bytes is not None:
+        goal = replace(goal, max_bytes=int((1 - GROWTH) * goal.max_bytes))
+    if not any(keeps_cost(trial, goal) for trial in sound):
+        # training makes nothing smaller or faster
         return None
     best = _best(goal, found, sound)
     chosen = best
@@ -44,10 +50,16 @@ def recovered_recipe(
         if cost_of(trial, goal) < cost_of(chosen, goal):
             chosen = trial
     recipe = chosen.recipe
-    if chosen is best and family is not None and best.sqnr_db is not None:
-        harsher = best.sqnr_db - RECOVERED_DB
-        recipe = family.proposal(harsher).recipe
+    if goal.limits_accuracy and chosen is best and family is not None:
+        recipe = _harsher(best, family)
     return _trained(recipe, minutes)
+
+
+def _harsher(best: RecipeTrial, family: RecipeFamily) -> str:
+    """The recipe that is to keep `RECOVERED_DB` less than a trial."""
+    if best.sqnr_db is None:
+        return best.recipe
+    return family.proposal(best.sqnr_db - RECOVERED_DB).recipe
 
 
 def _best(goal: Goal, found: Searched, sound: Sequence[RecipeTrial]) -> RecipeTrial:

@@ -35,6 +35,11 @@ REACH_DB = 3.0
 WORTHWHILE = 0.02
 """Share of the bytes that a smaller recipe has to save to be tried. Both chosen by hand."""
 
+GROWTH = 0.005
+"""Share of its bytes by which a file may be larger than predicted, or grow while it is trained:
+codes that move are stored in a few bytes more.
+"""
+
 GENTLER_STEP_DB = 10.0
 GENTLER_TRIALS = 3
 """Gentler recipes where even the gentlest loses too much: steps in dB, and how many are tried.
@@ -118,6 +123,8 @@ class RecipeSearch:
             low, high = self._narrowed(low, high, pairs, found)
         if self.goal.objective == "size" and self.goal.limits_accuracy:
             self._try_smaller(found, family, low)
+        if self.goal.max_bytes is not None and not self.goal.limits_accuracy:
+            self._try_within(found, family, self.goal.max_bytes)
 
     def _is_late(self, found: Searched) -> bool:
         """True if the time is up, which `found` then tells."""
@@ -149,18 +156,28 @@ class RecipeSearch:
             if not any(trial in fitting for trial in tried):
                 return
 
+    def _try_within(
+        self, found: Searched, family: RecipeFamily, max_bytes: int
+    ) -> None:
+        """Try the recipe of each kind that is to lose least of those within so many bytes."""
+        for _ in range(MOST_ROUNDS):
+            rest = _bytes_of_rest(found)
+            if rest is None or self._is_late(found):
+                return
+            proposals = family.smaller((1 - GROWTH) * max_bytes - rest)
+            known = {trial.recipe for trial in found.trials}
+            new = [each for each in proposals if each.recipe not in known]
+            if not new:
+                return
+            self._try_proposals(found, new)
+
     def _bytes_to_beat(self, found: Searched) -> float | None:
         """Bytes of weights of a recipe that is smaller than the best one by what is worth it."""
         fitting = [trial.bytes for trial in found.fitting(self.goal) if trial.bytes]
-        rests = [
-            trial.bytes - trial.weight_bytes
-            for trial in found.trials
-            if trial.bytes is not None and trial.weight_bytes is not None
-        ]
-        if not fitting or not rests:
+        rest = _bytes_of_rest(found)
+        if not fitting or rest is None:
             return None
-        # what is in the file beside these weights is nearly the same in all
-        return (1 - WORTHWHILE) * min(fitting) - median(rests)
+        return (1 - WORTHWHILE) * min(fitting) - rest
 
     def _try_proposals(
         self, found: Searched, proposals: Sequence[Proposal]
@@ -237,6 +254,16 @@ class RecipeSearch:
                 return low, target
             low = target
         return low, high
+
+
+def _bytes_of_rest(found: Searched) -> float | None:
+    """Bytes in a file beside those of the weights, nearly the same in all; None if unknown."""
+    rests = [
+        trial.bytes - trial.weight_bytes
+        for trial in found.trials
+        if trial.bytes is not None and trial.weight_bytes is not None
+    ]
+    return median(rests) if rests else None
 
 
 def _changes_weights(recipe: str) -> bool:
