@@ -135,13 +135,15 @@ def paired_latency(
     second: Session,
     feeds: Sequence[Mapping[str, NDArray[Any]]],
     limit: float = SLOWER,
+    doubt_is_slower: bool = False,
 ) -> PairedLatency:
     """Time two sessions in turns until it is decided whether the second is slower than `limit`.
 
-    `limit`: ratio to the first's time. Errors: as those of the worker's calls, and of loading.
+    `limit`: ratio to the first's time. `doubt_is_slower`: ends earlier where it stays undecided.
+    Errors: as those of the worker's calls, and of loading.
     """
     pair = _Pair.of(first, second, feeds)
-    times, ratio = timed_until_decided(pair.rounds, limit)
+    times, ratio = timed_until_decided(pair.rounds, limit, doubt_is_slower)
     first_ms, second_ms = np.median(times, axis=1)
     return PairedLatency(float(first_ms), float(second_ms), ratio)
 

@@ -141,13 +141,34 @@ class RunContext:
 
         None without a provider or feeds.
         """
+        return self._latency_ratio(model, other, limit)
+
+    def is_not_slower(self, model: ir.Model, other: ir.Model) -> bool:
+        """True if it is decided that `other` takes no longer than `model`."""
+        ratio = self._latency_ratio(model, other, SLOWER, doubt_is_slower=True)
+        return ratio is not None and ratio.verdict() == "not slower"
+
+    def _latency_ratio(
+        self,
+        model: ir.Model,
+        other: ir.Model,
+        limit: float,
+        doubt_is_slower: bool = False,
+    ) -> LatencyRatio | None:
         if self._provider is None or not self._latency_feeds:
             return None
         with (
             self.progress("time candidates", 1),
             self._opened(model, other, together=False) as (first, second),
         ):
-            return paired_latency(first, second, self._latency_feeds, limit).ratio
+            found = paired_latency(
+                first,
+                second,
+                self._latency_feeds,
+                limit,
+                doubt_is_slower,
+            )
+            return found.ratio
 
     @property
     def tells_times(self) -> bool:

@@ -32,6 +32,11 @@ SAMPLES = 8
 LOOKS = 3
 """Looks at the most (count); each takes as long as all before it."""
 
+NARROW = 0.03
+"""Width of an interval that is near the limit where it lies on both sides of it: what is gained or
+lost there is less than the limit itself allows.
+"""
+
 MAX_SECONDS = 4.0
 """Time after which no further look is taken. Chosen by hand; not measured."""
 
@@ -78,11 +83,14 @@ def _samples(
 
 
 def timed_until_decided(
-    time_rounds: Callable[[float, int], Rounds], limit: float
+    time_rounds: Callable[[float, int], Rounds],
+    limit: float,
+    doubt_is_slower: bool = False,
 ) -> tuple[Rounds, LatencyRatio]:
     """Time two models until it is decided on which side of `limit` their ratio lies.
 
-    It ends undecided after a few looks.
+    It ends undecided after a few looks; with `doubt_is_slower`, where undecided counts as slower,
+    as soon as it does not look any better.
 
     `time_rounds(seconds, least)`: times in turns, (2, rounds), of at least so many rounds.
     """
@@ -101,6 +109,9 @@ def timed_until_decided(
             confidence,
         )
         if ratio.verdict(limit) != "undecided":
+            break
+        is_narrow = ratio.high - ratio.low < NARROW
+        if doubt_is_slower and (is_narrow or ratio.median > limit):
             break
         is_last = look == LOOKS - 1
         if is_last or round_ms.sum() > most_ms:

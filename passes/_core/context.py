@@ -152,6 +152,13 @@ class Context(Protocol):
         """
         ...
 
+    def is_not_slower(self, model: ir.Model, other: ir.Model) -> bool:
+        """Return whether it is decided that `other` takes no longer than `model`.
+
+        False where that is in doubt, or not measurable: it takes less time than `latency_ratio`.
+        """
+        ...
+
     def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
         """Distance of `other` from `model` on the same feeds, at two batch sizes where both fit.
 
@@ -319,6 +326,10 @@ class NullContext:
         self, model: ir.Model, other: ir.Model, limit: float = SLOWER
     ) -> LatencyRatio | None:
         return None
+
+    def is_not_slower(self, model: ir.Model, other: ir.Model) -> bool:
+        ratio = self.latency_ratio(model, other)
+        return ratio is not None and ratio.verdict() == "not slower"
 
     def difference(self, model: ir.Model, other: ir.Model) -> Difference | None:
         return None

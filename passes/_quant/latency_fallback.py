@@ -103,8 +103,7 @@ class _Search:
         if not outcome.changed:
             return False
         # all together are slower for certain: here a doubt counts against them
-        ratio = self.context.latency_ratio(self.before, candidate)
-        return ratio is not None and ratio.verdict() == "not slower"
+        return self.context.is_not_slower(self.before, candidate)
 
     def quantized(self, group: Sequence[Region]) -> tuple[ir.Model, PassOutcome]:
         """The model with only this group in int8."""

@@ -136,6 +136,27 @@ def test_a_busy_machine_stays_undecided_after_bounded_looks():
     assert len(clock.asked) == LOOKS
 
 
+@pytest.mark.parametrize(
+    ("ratios", "looks"),
+    [
+        # slower by the median: no better by a second look
+        ([1.02, 1.05], 1),
+        # a narrow interval about the limit
+        ([1.02, 1.02, 1.04], 1),
+        # wide, but it looks good so far
+        ([0.9, 1.1], 3),
+    ],
+)
+def test_where_a_doubt_counts_against_a_model_it_ends_early(ratios, looks):
+    clock = Clock(ratios)
+    _, ratio = timed_until_decided(clock, limit=1.03, doubt_is_slower=True)
+    assert ratio.verdict(1.03) == "undecided"
+    assert len(clock.asked) == looks
+    clock = Clock(ratios)
+    timed_until_decided(clock, limit=1.03)
+    assert len(clock.asked) == LOOKS
+
+
 def test_slow_models_get_one_look():
     clock = Clock([0.6, 1.7], round_ms=MAX_SECONDS * 1e3)
     rounds, _ = timed_until_decided(clock, limit=1.03)
