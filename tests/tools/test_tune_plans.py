@@ -21,7 +21,7 @@ from onnx_opt.tools._tune.choices import FLOAT, FormChoice
 from onnx_opt.tools._tune.families import Proposal, RepairRecipes
 from onnx_opt.tools._tune.goal import Goal
 from onnx_opt.tools._tune.lab import open_lab
-from onnx_opt.tools._tune.menu import AS_GIVEN, MILDER, menu_of
+from onnx_opt.tools._tune.menu import AS_GIVEN, MILDER, menu_of, passes_before
 from onnx_opt.tools._tune.recovery import RECOVERED_DB, recovered_recipe
 from onnx_opt.tools._tune.search import Searched
 from onnx_opt.tools._tune.swaps import comparable, swapped, swaps
@@ -302,6 +302,16 @@ def test_a_harsher_recipe_is_trained_where_none_was_tried():
     assert asked == [30.0 - RECOVERED_DB]
     quant, finetune = parse(text).passes[1:3]
     assert (quant.bits, finetune.minutes) == (3, 5.0)
+
+
+def test_few_bytes_want_harsh_pruning_first():
+    gentle = passes_before(Goal("accuracy", max_bytes=200), 1000)
+    assert gentle[0] == ""
+    harsh = passes_before(Goal("accuracy", max_bytes=50), 1000)
+    assert harsh == gentle[::-1]
+    assert parse(harsh[0]).passes[0].min_sqnr < parse(harsh[1]).passes[0].min_sqnr
+    # a budget of accuracy says itself what it bears
+    assert passes_before(Goal("size", max_drop=0.01, max_bytes=50), 1000)[0] == ""
 
 
 def test_of_a_size_the_best_recipe_is_trained_with_room_to_grow():

@@ -22,6 +22,7 @@ from ...passes._core.stored import stored_constants
 from ...passes.quant import Quant
 from .._run.loss_probes import Twins
 from .choices import FLOAT, FormChoice, Menu, without_dominated
+from .goal import Goal
 from .lab import Lab, Made
 from .measure import float_bytes, samples_within
 from .recipe import DEFAULT_FORM
@@ -50,8 +51,32 @@ BEFORE = (
 lose. ResNet-20 has 51, 60 and 40 % zeros then.
 """
 
-BEFORE_SMALLEST = ("", "prune(min_sqnr=14)", "prune(min_sqnr=18)", "prune(min_sqnr=11)")
-"""The same where bytes are limited and accuracy is not."""
+BEFORE_FIXED_SIZE = (
+    "",
+    "prune(min_sqnr=18)",
+    "prune(min_sqnr=14)",
+    "prune(min_sqnr=11)",
+)
+"""The same where bytes are limited and accuracy is not: 14 and 11 dB lose more than most budgets of
+accuracy bear.
+"""
+
+VERY_FEW = 0.08
+"""Share of the float model's bytes below which the harshest of these are looked at first: 2 bits
+everywhere take about so many.
+"""
+
+
+def passes_before(goal: Goal, float_size: float) -> tuple[str, ...]:
+    """Passes that run before weights take their forms, the most promising first.
+
+    `float_size`: bytes of the float model.
+    """
+    if goal.limits_accuracy:
+        return BEFORE
+    if goal.max_bytes is not None and goal.max_bytes < VERY_FEW * float_size:
+        return BEFORE_FIXED_SIZE[::-1]
+    return BEFORE_FIXED_SIZE
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,7 @@ from .families import (
 )
 from .goal import Goal
 from .lab import Lab
-from .menu import (
-    BEFORE,
-    BEFORE_SMALLEST,
-    FoundMenu,
-    menu_of,
-    menu_to_repair,
-)
+from .menu import FoundMenu, menu_of, menu_to_repair, passes_before
 from .sensitivity import Keep, Method
 from .timed import timed_recipes
 
@@ -77,7 +71,7 @@ def plan_for(goal: Goal, lab: Lab, menu_settings: MenuSettings) -> SearchPlan:
             )
     if goal.objective in ("latency", "macs"):
         return SearchPlan(ChannelRecipes(), templates)
-    befores = BEFORE if goal.limits_accuracy else BEFORE_SMALLEST
+    befores = passes_before(goal, lab.original.figures.bytes or 0)
     menus = _menus(lab, befores, menu_settings)
     if not menus:
         raise RefusedError(
