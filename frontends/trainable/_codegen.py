@@ -469,6 +469,8 @@ class Emitter:
             return True
         if len(node.outputs) != 1 or node.outputs[0] in self.taps:
             return False
+        # the body of a function is written once for each call, perhaps with other grids
+        self._read_back.discard(node.outputs[0])
         source = found.inputs[0] if found.inputs else None
         if source is None or source.dtype is None:
             return False

@@ -82,6 +82,8 @@ def fake_quantize(x: Tensor, scale: float, low: float, high: float) -> Tensor:
 
 
 class _FakeQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch has no types here
+    """Rounds, and keeps what it was given: that tells which gradients pass."""
+
     @staticmethod
     def forward(
         context: Any, x: Tensor, scale: float, low: float, high: float

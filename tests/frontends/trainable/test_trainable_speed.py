@@ -141,6 +141,39 @@ def test_codes_are_read_back_at_once_by_equal_scales_alone(read, at_once):
     assert difference(module, {"x": 20 * normal(50, 4)}, optimize=False) < 1e-5
 
 
+CALLED_TWICE = """
+<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+called_twice (float[n, 4] x, float scale_given) => (float[n, 4] y)
+<float scale = {0.125}, uint8 zero = {100}>
+{
+    FIRST
+}
+<domain: "own", opset_import: ["" : 21]>
+rounded (a, s, z) => (RESULTS)
+{
+    q = QuantizeLinear (a, s, z)
+    d = DequantizeLinear (q, s, z)
+}
+"""
+ONE = "u = own.rounded (x, scale, zero)\n    v = own.rounded (x, scale_given, zero)\n"
+TWO = "u, p = own.rounded (x, scale, zero)\n    v, r = own.rounded (x, scale_given, zero)\n"
+
+
+@pytest.mark.parametrize(("calls", "results"), [(ONE, "d"), (TWO, "d, q")])
+def test_each_call_of_a_function_has_its_own_grid(calls, results):
+    text = CALLED_TWICE.replace("FIRST", f"{calls}    y = Add (u, v)")
+    module = to_torch(ir_model(text.replace("RESULTS", results)))
+    feeds = {"x": 20 * normal(50, 4), "scale_given": np.float32(0.5)}
+    expected = 0.0
+    for scale in (0.125, 0.5):
+        steps = np.clip(np.rint(feeds["x"] / np.float32(scale)) + 100, 0, 255)
+        expected = expected + (steps - 100) * scale
+    found = module.run(feeds)["y"].detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    source = module.provenance.source
+    assert source.count(" = fake_quantize(") == (1 if results == "d" else 0)
+
+
 @pytest.mark.parametrize(
     ("outputs", "mode"),
     [
