@@ -207,7 +207,7 @@ def classifier(tmp_path_factory):
     np.savez(unlabelled, x=x)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_module, "MOST_ROUNDS", 0)
-        patch.setattr(plans_module, "passes_before", lambda goal, size: ("",))
+        patch.setattr(plans_module, "passes_before", lambda goal: ("",))
         yield path, data, unlabelled
 
 

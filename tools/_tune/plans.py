@@ -71,8 +71,7 @@ def plan_for(goal: Goal, lab: Lab, menu_settings: MenuSettings) -> SearchPlan:
             )
     if goal.objective in ("latency", "macs"):
         return SearchPlan(ChannelRecipes(), templates)
-    befores = passes_before(goal, lab.original.figures.bytes or 0)
-    menus = _menus(lab, befores, menu_settings)
+    menus = _menus(lab, passes_before(goal), menu_settings)
     if not menus:
         raise RefusedError(
             str(lab.run.settings.model),
