@@ -34,7 +34,8 @@ LOOKS = 3
 
 NARROW = 0.03
 """Width of an interval that is near the limit where it lies on both sides of it: what is gained or
-lost there is less than the limit itself allows.
+lost there is less than the limit itself allows. Chosen by hand: with it the 17 timings of a BERT of
+two blocks take 28 to 34 s instead of 52.
 """
 
 MAX_SECONDS = 4.0

@@ -19,7 +19,7 @@ from ._dtypes import RANGES
 
 Tensor = Any
 
-LARGEST_CODE = 2**16
+EXACT_CODES = 2**16
 """Codes up to here, and their differences, are exact in float32."""
 
 
@@ -43,31 +43,48 @@ def code_range(
     if not is_standard(node, "QuantizeLinear") or codes not in RANGES:
         return None
     low, high = RANGES[codes]
-    if high >= LARGEST_CODE:
+    if high >= EXACT_CODES:
         return None
     own = _parameters(node, number)
-    given = node.outputs[0]
-    if own is None or given.is_graph_output() or not given.uses():
+    if own is None or not _is_only_read_back(node):
         return None
-    for reader, index in given.uses():
-        is_read_back = is_standard(reader, "DequantizeLinear") and index == 0
-        # values of other graphs are not known here
-        if not is_read_back or reader.graph is not node.graph:
-            return None
+    for reader, _ in node.outputs[0].uses():
         if _parameters(reader, number) != own:
             return None
     scale, zero = own
     return CodeRange(scale, low - zero, high - zero)
 
 
+def _is_only_read_back(node: ir.Node) -> bool:
+    """Return whether nothing but DequantizeLinear reads what a node gives."""
+    codes = node.outputs[0]
+    if codes.is_graph_output():
+        return False
+    readers = list(codes.uses())
+    for reader, index in readers:
+        if index != 0 or not is_standard(reader, "DequantizeLinear"):
+            return False
+        # values of other graphs are not known here
+        if reader.graph is not node.graph:
+            return False
+    return bool(readers)
+
+
 def _parameters(
     node: ir.Node, number: Callable[[ir.Value], float | None]
 ) -> tuple[float, float] | None:
     """Return scale and zero point of a node that has one of each; None where they may vary."""
-    _, scale_value, zero_value = [*node.inputs, None][:3]
-    scale = None if scale_value is None else number(scale_value)
-    zero = 0.0 if zero_value is None else number(zero_value)
-    if scale is None or zero is None or not 0 < scale < math.inf:
+    scale_value = node.inputs[1]
+    if scale_value is None:
+        return None
+    scale = number(scale_value)
+    if scale is None or not 0 < scale < math.inf:
+        return None
+    zero_value = node.inputs[2] if len(node.inputs) > 2 else None
+    if zero_value is None:
+        return scale, 0.0
+    zero = number(zero_value)
+    if zero is None:
         return None
     return scale, zero
 
@@ -89,14 +106,19 @@ class _FakeQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch has
         context: Any, x: Tensor, scale: float, low: float, high: float
     ) -> Tensor:
         context.save_for_backward(x)
-        context.range = (scale * (low - 0.5), scale * (high + 0.5))
-        # in place from the first result on
-        return (x / scale).round_().clamp_(low, high).mul_(scale)
+        # what is rounded to the ends is inside
+        lowest = scale * (low - 0.5)
+        highest = scale * (high + 0.5)
+        context.range = (lowest, highest)
+        steps = x / scale
+        # in place from here on
+        codes = steps.round_().clamp_(low, high)
+        return codes.mul_(scale)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = context.saved_tensors
-        low, high = context.range
+        lowest, highest = context.range
         # of what torch has, the one that cuts a gradient by a range in a single step
-        inside = torch.ops.aten.hardtanh_backward(gradient, x, low, high)
+        inside = torch.ops.aten.hardtanh_backward(gradient, x, lowest, highest)
         return inside, None, None, None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import onnx_ir as ir
 
 from .._core.context import Context
-from .._core.graph import all_nodes, become, graphs_of, label
+from .._core.graph import all_nodes, become, label
 from .._core.halving import kept_by_halving
 from .._core.outcome import Declined, PassOutcome
 from .._core.provenance import FloatLayer, float_layer
@@ -27,16 +26,11 @@ Quantize = Callable[[ir.Model, tuple[str, ...]], PassOutcome]
 """Quantizes a model in place but for the layers whose names match the given patterns."""
 
 
-LayerKind = tuple[str, str, str]
-"""Operator of a layer, and the shapes of its stored weight and of what it gives, as text."""
-
-
 @dataclass
 class Region:
-    """Layers that hand each other int8 values, and their kinds."""
+    """Layers that hand each other int8 values."""
 
     layers: list[FloatLayer] = field(default_factory=list)
-    kinds: list[LayerKind] = field(default_factory=list)
 
 
 def keep_faster(
@@ -67,12 +61,7 @@ def keep_faster(
         return outcome
     regions = regions_of(model, TARGETS[context.target].quant)
     search = _Search(quantize, before, context, regions)
-    kept_kinds = kept_by_halving(
-        _by_kind(regions),
-        lambda kinds: search.is_not_slower(list(chain(*kinds))),
-        MAX_TRIALS,
-    )
-    kept = list(chain(*kept_kinds))
+    kept = kept_by_halving(regions, search.is_not_slower, MAX_TRIALS)
     reason = f"in int8 it took {ratio} times as long as in float"
     declined = []
     for region in regions:
@@ -123,29 +112,11 @@ def regions_of(model: ir.Model, rules: QuantRules) -> list[Region]:
     """
     connected = _connected(all_nodes(model), rules)
     regions: dict[ir.Node, Region] = {}
-    shapes: dict[str, str] = {}
-    for graph in graphs_of(model):
-        for name, value in graph.initializers.items():
-            shapes[name] = str(value.shape)
-    for stored, nodes in quantized_layers(model).items():
+    for nodes in quantized_layers(model).values():
         for node in nodes:
             region = regions.setdefault(connected.root(node), Region())
             region.layers.append(float_layer(node) or _as_found(node))
-            given = str(node.outputs[0].shape)
-            region.kinds.append((node.op_type, shapes.get(stored, ""), given))
     return sorted(regions.values(), key=lambda region: len(region.layers))
-
-
-def _by_kind(regions: Iterable[Region]) -> list[list[Region]]:
-    """Regions of equal kinds together: kernels of one shape are all faster in int8, or none is.
-
-    Timed one by one, the 14 layers of a BERT of two blocks took 16 trials.
-    """
-    alike: dict[tuple[LayerKind, ...], list[Region]] = {}
-    for region in regions:
-        kinds = tuple(sorted(region.kinds))
-        alike.setdefault(kinds, []).append(region)
-    return list(alike.values())
 
 
 def _as_found(node: ir.Node) -> FloatLayer:

@@ -26,7 +26,7 @@ from onnx_opt.tools._tune.engines import TrialJobs
 from onnx_opt.tools._tune.families import MenuRecipes
 from onnx_opt.tools._tune.front import front_of, keeps_accuracy
 from onnx_opt.tools._tune.goal import Goal, goal_of
-from onnx_opt.tools._tune.menu import FoundMenu
+from onnx_opt.tools._tune.menu import INTEGER_FORMS, FoundMenu, MenuRange
 from onnx_opt.tools._tune.plans import SearchPlan
 from onnx_opt.tools._tune.remembered import key_of
 from onnx_opt.tools._tune.search import RecipeSearch, Searched
@@ -207,7 +207,8 @@ def classifier(tmp_path_factory):
     np.savez(unlabelled, x=x)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_module, "MOST_ROUNDS", 0)
-        patch.setattr(plans_module, "passes_before", lambda goal: ("",))
+        one_menu = MenuRange(("",), INTEGER_FORMS)
+        patch.setattr(plans_module, "range_for", lambda goal: one_menu)
         yield path, data, unlabelled
 
 

@@ -21,7 +21,15 @@ from onnx_opt.tools._tune.choices import FLOAT, FormChoice
 from onnx_opt.tools._tune.families import Proposal, RepairRecipes
 from onnx_opt.tools._tune.goal import Goal
 from onnx_opt.tools._tune.lab import open_lab
-from onnx_opt.tools._tune.menu import AS_GIVEN, MILDER, menu_of, passes_before
+from onnx_opt.tools._tune.menu import (
+    AS_GIVEN,
+    INTEGER_FORMS,
+    MILDER,
+    MenuRange,
+    bits_of,
+    menu_of,
+    range_for,
+)
 from onnx_opt.tools._tune.recovery import RECOVERED_DB, recovered_recipe
 from onnx_opt.tools._tune.search import Searched
 from onnx_opt.tools._tune.swaps import comparable, swapped, swaps
@@ -45,7 +53,8 @@ words (int64[batch, 12] ids) => (float[batch, 12, 48] y)
 @pytest.fixture(autouse=True)
 def short_searches(monkeypatch):
     """Searches of one menu and one round: what they find is the matter of other tests."""
-    monkeypatch.setattr(plans_module, "passes_before", lambda goal: ("",))
+    one_menu = MenuRange(("",), INTEGER_FORMS)
+    monkeypatch.setattr(plans_module, "range_for", lambda goal: one_menu)
     monkeypatch.setattr(search_module, "MOST_ROUNDS", 1)
 
 
@@ -304,17 +313,18 @@ def test_a_harsher_recipe_is_trained_where_none_was_tried():
     assert (quant.bits, finetune.minutes) == (3, 5.0)
 
 
-def test_budgets_of_bytes_alone_bear_harsher_pruning():
-    gentle = passes_before(Goal("size", max_drop=0.01, max_bytes=50))
-    harsh = passes_before(Goal("accuracy", max_bytes=50))
+def test_budgets_of_bytes_alone_bear_harsher_pruning_and_fewer_bits():
+    gentle = range_for(Goal("size", max_drop=0.01, max_bytes=50))
+    harsh = range_for(Goal("accuracy", max_bytes=50))
     # what reaches the fewest bytes is always looked at
-    assert gentle[0] == harsh[0] == ""
+    assert gentle.before[0] == harsh.before[0] == ""
 
     def lowest(befores):
         passes = [parse(text).passes[0] for text in befores if "min_sqnr" in text]
         return min(each.min_sqnr for each in passes)
 
-    assert lowest(harsh) < lowest(gentle)
+    assert lowest(harsh.before) < lowest(gentle.before)
+    assert bits_of(harsh.forms[-1].form) < bits_of(gentle.forms[-1].form)
 
 
 def test_of_a_size_the_best_recipe_is_trained_with_room_to_grow():
@@ -335,6 +345,9 @@ def test_of_a_size_the_best_recipe_is_trained_with_room_to_grow():
     goal = Goal("accuracy", max_bytes=100)
     text = recovered_recipe(goal, found, Family(), 5.0)
     assert parse(text).passes[1].sparsity == 0.3
+    # rather without room than not at all
+    tight = recovered_recipe(Goal("accuracy", max_bytes=60), found, Family(), 5.0)
+    assert parse(tight).passes[1].sparsity == 0.4
     too_small = Goal("accuracy", max_bytes=50)
     assert recovered_recipe(too_small, found, Family(), 5.0) is None
 

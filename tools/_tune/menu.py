@@ -9,7 +9,7 @@ each layer to what the layers before it lost, so that single layers tell nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,36 +38,6 @@ MILDER = "milder"
 LEAST_SAVED = 0.03
 """Share of the bytes of 8 bits that a form of fewer bits has to save to be on the menu."""
 
-BEFORE = (
-    "",
-    "prune(min_sqnr=18)",
-    "prune",
-    "prune(min_sqnr=22)",
-    "prune-channels",
-)
-"""Passes that run before weights take their forms, in the order in which they are looked at.
-
-`prune` takes as many zeros as the outputs bear, and shares them out among the layers by what they
-lose. ResNet-20 has 51, 60 and 40 % zeros then.
-"""
-
-BEFORE_FIXED_SIZE = (
-    "",
-    "prune(min_sqnr=14)",
-    "prune(min_sqnr=18)",
-    "prune(min_sqnr=11)",
-)
-"""The same where bytes are limited and accuracy is not: 14 and 11 dB lose more than most budgets of
-accuracy bear.
-
-Nothing comes first: without masks, whose bits are stored, fewest bytes can be reached.
-"""
-
-
-def passes_before(goal: Goal) -> tuple[str, ...]:
-    """Passes that run before weights take their forms, in the order in which they are looked at."""
-    return BEFORE if goal.limits_accuracy else BEFORE_FIXED_SIZE
-
 
 @dataclass(frozen=True)
 class FormKind:
@@ -95,12 +65,65 @@ INTEGER_FORMS = (
     _palette(4),
     _palette(3),
     _palette(2),
-    _palette(1),
 )
 """Forms that integer kernels of a CPU run, from the most bits to the fewest."""
 
-MADE_FORMS = tuple(kind for kind in INTEGER_FORMS if kind.like is None)
-"""Those that are made of a model to be looked at."""
+
+def _made(kinds: Sequence[FormKind]) -> tuple[FormKind, ...]:
+    """Those that are made of a model to be looked at."""
+    return tuple(kind for kind in kinds if kind.like is None)
+
+
+MADE_FORMS = _made(INTEGER_FORMS)
+"""Forms that are made of every model."""
+
+
+@dataclass(frozen=True)
+class MenuRange:
+    """Ways to make a model smaller that a search looks at.
+
+    `before`: passes that run before weights take their forms, in the order in which they are looked
+    at. `forms`: of the weights.
+    """
+
+    before: tuple[str, ...]
+    forms: tuple[FormKind, ...]
+
+
+WITHIN_ACCURACY = MenuRange(
+    (
+        "",
+        "prune(min_sqnr=18)",
+        "prune",
+        "prune(min_sqnr=22)",
+        "prune-channels",
+    ),
+    INTEGER_FORMS,
+)
+"""Range of searches whose result may lose only so much.
+
+`prune` takes as many zeros as the outputs bear, and shares them out among the layers by what they
+lose. ResNet-20 has 51, 60 and 40 % zeros then.
+"""
+
+WITHIN_BYTES = MenuRange(
+    (
+        "",
+        "prune(min_sqnr=14)",
+        "prune(min_sqnr=18)",
+        "prune(min_sqnr=11)",
+    ),
+    (*INTEGER_FORMS, _palette(1)),
+)
+"""Range of searches of which bytes are limited and accuracy is not: harsher pruning, fewer bits.
+
+Nothing comes first: without masks, whose bits are stored, fewest bytes can be reached.
+"""
+
+
+def range_for(goal: Goal) -> MenuRange:
+    """Return what a search for a goal looks at."""
+    return WITHIN_ACCURACY if goal.limits_accuracy else WITHIN_BYTES
 
 
 @dataclass(frozen=True)
@@ -126,11 +149,16 @@ class FoundMenu:
 
 
 def menu_of(
-    lab: Lab, before: str = "", method: Method = "auto", keep: Keep = not_kept
+    lab: Lab,
+    before: str = "",
+    method: Method = "auto",
+    keep: Keep = not_kept,
+    kinds: Sequence[FormKind] = INTEGER_FORMS,
 ) -> FoundMenu:
     """Choices of every weight that has integer forms; empty where `before` changes nothing.
 
-    `method`, `keep`: as `sensitivities` takes them. Errors: those of the passes.
+    `method`, `keep`: as `sensitivities` takes them. `kinds`: of forms, 8 bits first. Errors: those
+    of the passes.
     """
     loss = 0.0
     if before:
@@ -147,8 +175,9 @@ def menu_of(
             return FoundMenu(before, 0.0, {}, {})
         lab = behind
     forms: dict[str, Made] = {}
-    with lab.run.reporter("make the forms of layers", len(MADE_FORMS)) as advance:
-        for kind in MADE_FORMS:
+    made = _made(kinds)
+    with lab.run.reporter("make the forms of layers", len(made)) as advance:
+        for kind in made:
             forms[kind.form] = lab.made(kind.text)
             advance(1)
     found = sensitivities(lab, forms, method, _kept_behind(before, keep))
@@ -158,7 +187,7 @@ def menu_of(
     menu = {}
     for name in plain.losses:
         if name in floats and name in plain.bytes:
-            menu[name] = _choices(name, floats[name], figures)
+            menu[name] = _choices(name, floats[name], figures, kinds)
     return FoundMenu(before, loss, menu, found.as_dict())
 
 
@@ -241,7 +270,10 @@ def _figures(
 
 
 def _choices(
-    name: str, float_size: float, figures: Mapping[str, FormFigures]
+    name: str,
+    float_size: float,
+    figures: Mapping[str, FormFigures],
+    kinds: Sequence[FormKind],
 ) -> list[FormChoice]:
     """Choices of one weight."""
     plain = figures[DEFAULT_FORM]
@@ -249,7 +281,7 @@ def _choices(
         FormChoice(FLOAT, 0.0, float_size),
         FormChoice(DEFAULT_FORM, plain.losses[name], plain.bytes[name]),
     ]
-    for kind in INTEGER_FORMS[1:]:
+    for kind in kinds[1:]:
         choice = _of_few_bits(kind, name, figures)
         if choice is not None:
             every.append(choice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from .families import (
 )
 from .goal import Goal
 from .lab import Lab
-from .menu import FoundMenu, menu_of, menu_to_repair, passes_before
+from .menu import FoundMenu, MenuRange, menu_of, menu_to_repair, range_for
 from .sensitivity import Keep, Method
 from .timed import timed_recipes
 
@@ -71,7 +71,7 @@ def plan_for(goal: Goal, lab: Lab, menu_settings: MenuSettings) -> SearchPlan:
             )
     if goal.objective in ("latency", "macs"):
         return SearchPlan(ChannelRecipes(), templates)
-    menus = _menus(lab, passes_before(goal), menu_settings)
+    menus = _menus(lab, range_for(goal), menu_settings)
     if not menus:
         raise RefusedError(
             str(lab.run.settings.model),
@@ -83,11 +83,12 @@ def plan_for(goal: Goal, lab: Lab, menu_settings: MenuSettings) -> SearchPlan:
 
 
 def _menus(
-    lab: Lab, befores: Sequence[str], menu_settings: MenuSettings
+    lab: Lab, menu_range: MenuRange, menu_settings: MenuSettings
 ) -> list[FoundMenu]:
     """Menus behind nothing and behind passes that prune, as many as the time allows."""
     menus = []
-    for before in befores:
+    fewest = menu_range.forms[-1].form
+    for before in menu_range.before:
         start = time.monotonic()
         make = functools.partial(
             menu_of,
@@ -95,8 +96,10 @@ def _menus(
             before,
             menu_settings.method,
             menu_settings.keep,
+            menu_range.forms,
         )
-        found = menu_settings.menu(f"{menu_settings.method}-{before}", make)
+        name = f"{menu_settings.method}-{fewest}-{before}"
+        found = menu_settings.menu(name, make)
         if found.menu:
             menus.append(found)
         # the next one takes about as long

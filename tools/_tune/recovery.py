@@ -38,8 +38,10 @@ def recovered_recipe(
     if not sound:
         return None
     if goal.max_bytes is not None:
-        goal = replace(goal, max_bytes=int((1 - GROWTH) * goal.max_bytes))
-    if not any(keeps_cost(trial, goal) for trial in sound):
+        with_room = replace(goal, max_bytes=int((1 - GROWTH) * goal.max_bytes))
+        if any(keeps_cost(trial, with_room) for trial in sound):
+            goal = with_room
+    if not goal.limits_accuracy and not any(keeps_cost(trial, goal) for trial in sound):
         # training makes nothing smaller or faster
         return None
     best = _best(goal, found, sound)
