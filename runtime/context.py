@@ -38,6 +38,7 @@ from .kept_batches import KeptBatches, TooLarge
 from .kernel_times import Profile, profiles
 from .optimized import optimized_nodes
 from .own_text import with_own_text
+from .parallel import in_parallel
 from .session import Session, open_session
 from .stages import (
     CARRIED,
@@ -319,6 +320,8 @@ class RunContext:
                 stages, looks, samples, ("moments",), whole=True
             ):
                 yield {key: found[key] for key in found if key not in given}
+
+    in_parallel = staticmethod(in_parallel)
 
     def after(
         self, model: ir.Model, tensors: Sequence[str], samples: int

@@ -42,6 +42,37 @@ measured.
 """
 
 
+class WaitingRows:
+    """Rows of several updates that are multiplied at once, when they are as many as their columns.
+
+    Few rows take nearly as long as many: the matrix that their product is added to is as large. 256
+    rows of 1,536 columns took 32 ms of CPU, and 14 ms as one of six.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[NDArray[Any]] = []
+        self._targets: list[NDArray[Any]] = []
+        self.count = 0
+
+    def add(self, rows: NDArray[Any], targets: NDArray[Any] | None) -> None:
+        """Let (groups, rows, K) wait, and (groups, rows, M) with them."""
+        self._rows.append(rows)
+        if targets is not None:
+            self._targets.append(targets)
+        self.count += rows.shape[1]
+
+    def taken(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """All of them, (groups, count, K) and (groups, count, M): they wait no longer."""
+        rows = np.concatenate(self._rows, axis=1)
+        targets = None
+        if self._targets:
+            targets = np.concatenate(self._targets, axis=1)
+        self._rows = []
+        self._targets = []
+        self.count = 0
+        return rows, targets
+
+
 class MomentObserver:
     """One moment of everything seen; mergeable, so that shards can be combined.
 
@@ -58,6 +89,7 @@ class MomentObserver:
     def __init__(self, request: MomentRequest) -> None:
         self.request = request
         self.total: NDArray[np.float64] | None = None
+        self._waiting = WaitingRows()
         self.count = 0
         self.samples = 0
         self.calls = 0
@@ -95,12 +127,25 @@ class MomentObserver:
             part = self._by_fold(rows[0], fed)
             self.samples += fed
         else:
-            part = _products(rows)
-            if target is not None:
-                wanted = self._targets(target, array)
-                cross = _cross(rows, wanted)
-                part = np.concatenate([part, cross], axis=2)
-        self._take(part, count=rows.shape[1])
+            wanted = None if target is None else self._targets(target, array)
+            self._waiting.add(rows, wanted)
+            self.count += rows.shape[1]
+            if self._waiting.count >= rows.shape[2]:
+                self._multiply()
+            return
+        self._take(part)
+        self.count += rows.shape[1]
+
+    def _multiply(self) -> None:
+        """Take the products of the rows that wait."""
+        if not self._waiting.count:
+            return
+        rows, targets = self._waiting.taken()
+        part = _products(rows)
+        if targets is not None:
+            cross = _cross(rows, targets)
+            part = np.concatenate([part, cross], axis=2)
+        self._take(part)
 
     def _by_fold(self, rows: NDArray[Any], fed: int) -> NDArray[np.float64]:
         first = self.samples
@@ -154,7 +199,7 @@ class MomentObserver:
             return patches(array, self.request)
         return _as_rows(array, self.request.axis)
 
-    def _take(self, part: NDArray[np.float64], count: int) -> None:
+    def _take(self, part: NDArray[np.float64]) -> None:
         if self.total is None:
             self.total = part
         elif self.request.kind == "absmax":
@@ -165,16 +210,18 @@ class MomentObserver:
             # infinities of overflow may cancel to NaN: still not finite, which readers check
             with np.errstate(invalid="ignore"):
                 self.total += part
-        self.count += count
 
     def merge(self, other: MomentObserver) -> None:
         """Take everything another observer of the same request saw; associative and commutative."""
+        other._multiply()
         if other.total is not None:
-            self._take(other.total.copy(), other.count)
+            self._take(other.total.copy())
+            self.count += other.count
             self.samples += other.samples
 
     def value(self) -> NDArray[np.float64]:
         """Moment of everything seen so far, which must not be nothing."""
+        self._multiply()
         assert self.total is not None
         kind = self.request.kind
         if kind == "profile":

@@ -45,10 +45,14 @@ _ERRORS: dict[str, type[OnnxOptError]] = {
     "CheckError": CheckError,
 }
 
-_QUIET = {"ORT_DISABLE_TELEMETRY": "1"}
-"""Environment of the child, unless the user's has it: ONNX Runtime 1.32 reports to its maker
-otherwise, from Linux too, and leaves a file of its own in the folder for temporary files.
-"""
+_ENVIRONMENT = {
+    # ONNX Runtime 1.32 reports to its maker otherwise, from Linux too, and leaves a file of its own
+    # in the folder for temporary files
+    "ORT_DISABLE_TELEMETRY": "1",
+    # threads of numpy's products sleep at once: they would keep a core busy that runs models
+    "OPENBLAS_THREAD_TIMEOUT": "4",
+}
+"""Environment of the child, unless the user's has it."""
 
 _EXIT_SECONDS = 10
 """Seconds that a child which closed its pipe may take to end. Chosen by hand; not measured."""
@@ -172,7 +176,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=_QUIET | os.environ,
+            env=_ENVIRONMENT | os.environ,
             # Ctrl-C in the terminal is the parent's to handle: on POSIX, and on Windows
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),

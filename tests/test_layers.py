@@ -15,6 +15,7 @@ LAYERS = {
     "passes": {"onnx_ir", "onnx", "numpy", "ml_dtypes", "tomli", "tomllib"},
     "runtime": {
         "psutil",
+        "threadpoolctl",
         "onnxruntime",
         "onnx_ir",
         "onnx",

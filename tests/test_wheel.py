@@ -129,6 +129,7 @@ def test_the_wheel_carries_its_licence_and_entry_point(wheel):
         "onnxruntime",
         "numpy",
         "psutil",
+        "threadpoolctl",
         # of Python 3.10 only
         "tomli",
         "click",

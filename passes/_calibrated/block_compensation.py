@@ -46,14 +46,19 @@ def nearest_in_blocks(rows: Rows, grid: BlockGrid) -> BlockCodes:
     """Each weight to the nearest of its block's grid: (M, K)."""
     inputs = _inputs_first(rows)
     codes = np.empty(inputs.shape, np.int8)
-    scales = []
-    for start in range(0, len(inputs), grid.block):
-        block = slice(start, start + grid.block)
-        part = inputs[block]
-        scale = best_scales(part, grid.bits)
-        in_steps = part / scale
-        codes[block] = rounded(in_steps, grid.bits)
-        scales.append(scale)
+    whole = len(inputs) - len(inputs) % grid.block
+    scales: list[Floats] = []
+    # blocks of one size at once, then the last, which may be short
+    for part in (slice(whole), slice(whole, None)):
+        weights = inputs[part]
+        if not len(weights):
+            continue
+        size = min(len(weights), grid.block)
+        by_block = weights.reshape(-1, size, len(rows))
+        scale = best_scales(by_block, grid.bits)
+        in_steps = by_block / scale[:, None]
+        codes[part] = rounded(in_steps, grid.bits).reshape(weights.shape)
+        scales.extend(scale)
     return _by_channel(codes, scales)
 
 

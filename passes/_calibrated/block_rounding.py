@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 
 from .._core.context import Context
 from .._core.edit import Edit
+from .._core.lazy import DerivedTensor, set_tensor
 from .._core.linear import LinearLayer
 from .._core.outcome import Chosen, PassOutcome
 from .._quant.block_grids import BlockGrid, held_tops
 from .block_compensation import (
-    BlockCodes,
     compensated_in_blocks,
     nearest_in_blocks,
     values_in_blocks,
 )
 from .layers import Grams, PerChannel, Rows
 from .rounding import (
+    FittedLayer,
     covariance,
     damped,
     decibels,
@@ -81,16 +82,19 @@ def round_in_blocks(
     def why_not(layer: LinearLayer) -> str | None:
         return _why_not(layer, grid)
 
-    def fit(layer: LinearLayer, gram: Grams, edit: Edit) -> float:
+    def fit(layer: LinearLayer, gram: Grams) -> FittedLayer:
         own = _pending(
             layer,
             gram,
-            edit,
             grid,
             damp,
         )
-        rounded.append(own)
-        return own.gain
+
+        def remember(_: Edit) -> None:
+            # which layers change is known once all losses are
+            rounded.append(own)
+
+        return FittedLayer(layer, own.gain, remember)
 
     outcome = fit_layers(
         model,
@@ -106,8 +110,9 @@ def round_in_blocks(
     left = _most_sensitive(free, room)
     spared = set(left)
     kept = [own for own in rounded if own not in spared]
+    edit = Edit(model)
     for own in kept:
-        own.store(grid.block)
+        own.store(edit)
     gains = [own.gain for own in kept]
     outcome.changed = len(kept)
     outcome.stats["layers"] = len(kept)
@@ -118,16 +123,15 @@ def round_in_blocks(
 
 @dataclass(frozen=True, eq=False)
 class _Pending:
-    """Codes that a layer is to take, and a bias where it moves.
+    """A weight that a layer is to take, and a bias where it moves.
 
     `gain`: decibels over rounding to the nearest. `share`: of the power of its outputs that is lost
     all the same.
     """
 
     layer: LinearLayer
-    found: BlockCodes
+    weight: DerivedTensor
     bias: PerChannel | None
-    edit: Edit
     gain: float
     share: float
 
@@ -136,11 +140,11 @@ class _Pending:
         """Count of its weights."""
         return self.layer.tensor.size
 
-    def store(self, block: int) -> None:
+    def store(self, edit: Edit) -> None:
         """Change the layer."""
         if self.bias is not None:
-            self.layer.set_bias(self.bias, self.edit)
-        self.layer.set_block_codes(self.found.codes, self.found.scales, block)
+            self.layer.set_bias(self.bias, edit)
+        set_tensor(self.layer.weight, self.weight)
 
     def told(self, bits: int) -> Chosen:
         """The layer, by its weight, and why it stays as it was."""
@@ -151,7 +155,6 @@ class _Pending:
 def _pending(
     layer: LinearLayer,
     gram: Grams,
-    edit: Edit,
     grid: BlockGrid,
     damp: float,
 ) -> _Pending:
@@ -183,9 +186,8 @@ def _pending(
     )
     return _Pending(
         layer,
-        found,
+        layer.block_codes(found.codes, found.scales, grid.block),
         bias + shift if shift.any() else None,
-        edit,
         gain,
         share,
     )

@@ -23,6 +23,7 @@ from .layers import Codes, Grams, PerChannel
 from .palette_descent import refined
 from .rounding import (
     DAMP,
+    FittedLayer,
     covariance,
     damped,
     decibels,
@@ -73,16 +74,12 @@ def round_to_palettes(
     if not is_real:
         share, damp = UNSEEN_DECORRELATION, UNSEEN_DAMP
 
-    def fit(layer: LinearLayer, gram: Grams, edit: Edit) -> float:
-        bias = layer.bias_row()
+    def fit(layer: LinearLayer, gram: Grams) -> FittedLayer:
         believed = gram.copy()
         # the last input is the constant 1
         inputs = believed[:, :-1, :-1]
         inputs[...] = decorrelated(inputs, share)
-        gain, moved = _round(layer, damped(believed, damp), bits)
-        if (moved != bias).any():
-            layer.set_bias(moved, edit)
-        return gain
+        return _rounded(layer, damped(believed, damp), bits)
 
     return fit_layers(
         model,
@@ -101,10 +98,10 @@ def _why_not(layer: LinearLayer) -> str | None:
     return None
 
 
-def _round(layer: LinearLayer, gram: Grams, bits: int) -> tuple[float, PerChannel]:
-    """Store the layer's weight on palettes; the gain in dB over the nearest values, and its bias.
+def _rounded(layer: LinearLayer, gram: Grams, bits: int) -> FittedLayer:
+    """The layer's weight on palettes, and its gain over the nearest values.
 
-    Shapes: gram (groups, K + 1, K + 1), invertible -> a number, (M,).
+    Shapes: gram (groups, K + 1, K + 1), invertible.
     """
     rows = layer.rows()
     bias = layer.bias_row()
@@ -131,8 +128,13 @@ def _round(layer: LinearLayer, gram: Grams, bits: int) -> tuple[float, PerChanne
     # large beside what the outputs differ by, its last digits count
     if output_error(difference, halves - bias, gram) <= BIAS_AS_GOOD * after:
         moved = halves
-    _store(layer, codes, scales)
-    return decibels(before, after), moved
+
+    def store(edit: Edit) -> None:
+        if (moved != bias).any():
+            layer.set_bias(moved, edit)
+        _store(layer, codes, scales)
+
+    return FittedLayer(layer, decibels(before, after), store)
 
 
 def _store(layer: LinearLayer, codes: Codes, scales: PerChannel) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .._core.context import Context
+from .._core.context import Context, in_parallel
 from .._core.edit import Edit
 from .._core.linear import LinearLayer
 from .._core.outcome import PassOutcome
@@ -70,7 +70,7 @@ def round_layers(
     def why_not(layer: LinearLayer) -> str | None:
         return why_not_rounded(layer, grid_of(layer))
 
-    def fit(layer: LinearLayer, gram: Grams, edit: Edit) -> float:
+    def fit(layer: LinearLayer, gram: Grams) -> FittedLayer:
         rows = layer.rows()
         bias = layer.bias_row()
         grid = grid_of(layer)
@@ -87,11 +87,14 @@ def round_layers(
             solution,
             grid,
         )
-        # a layer without a bias is not given one for nothing
-        if (solution.bias != bias).any():
-            layer.set_bias(solution.bias, edit)
-        layer.set_codes(solution.codes, solution.scales)
-        return gain
+
+        def store(edit: Edit) -> None:
+            # a layer without a bias is not given one for nothing
+            if (solution.bias != bias).any():
+                layer.set_bias(solution.bias, edit)
+            layer.set_codes(solution.codes, solution.scales)
+
+        return FittedLayer(layer, gain, store)
 
     return fit_layers(
         model,
@@ -104,10 +107,17 @@ def round_layers(
     )
 
 
-Fit = Callable[[LinearLayer, Grams, Edit], float]
-"""(layer, its Gram matrices (groups, K + 1, K + 1), edit): changes the layer, returns the gain in
-decibels.
-"""
+@dataclass(frozen=True)
+class FittedLayer:
+    """Outcome of fitting a layer: its gain in decibels, and the change of the model."""
+
+    layer: LinearLayer
+    gain: float
+    store: Callable[[Edit], None]
+
+
+Fit = Callable[[LinearLayer, Grams], FittedLayer]
+"""(layer, its Gram matrices (groups, K + 1, K + 1)): changes nothing, on any thread."""
 
 
 def fit_layers(
@@ -140,10 +150,17 @@ def fit_layers(
         samples,
         declined,
     )
-    for layer, gram in moments:
-        weights += layer.tensor.size
-        gain = fit(layer, gram, edit)
-        gains.append(gain)
+
+    def fitted(layer_with_gram: tuple[LinearLayer, Grams]) -> FittedLayer:
+        return fit(*layer_with_gram)
+
+    def gram_bytes(layer_with_gram: tuple[LinearLayer, Grams]) -> int:
+        return layer_with_gram[1].nbytes
+
+    for found in in_parallel(context, fitted, moments, gram_bytes):
+        weights += found.layer.tensor.size
+        gains.append(found.gain)
+        found.store(edit)
     mean_gain = float(np.mean(gains)) if gains else 0.0
     stats: dict[str, int | float | str] = {
         "layers": len(gains),

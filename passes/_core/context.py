@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -257,6 +257,39 @@ class Streams(Protocol):
         was at first. Errors: UsageError without data.
         """
         ...
+
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+
+@typing.runtime_checkable
+class SharesCores(Protocol):
+    """A context that has computations done side by side; passes ask `in_parallel`."""
+
+    def in_parallel(
+        self,
+        function: Callable[[Item], Outcome],
+        items: Iterable[Item],
+        bytes_of: Callable[[Item], int],
+    ) -> Iterator[Outcome]:
+        """Yield the function's results in the order of the items, which are taken in this thread.
+
+        `bytes_of`: memory of an item; few are at work at once where they are large.
+        """
+        ...
+
+
+def in_parallel(
+    context: Context,
+    function: Callable[[Item], Outcome],
+    items: Iterable[Item],
+    bytes_of: Callable[[Item], int],
+) -> Iterator[Outcome]:
+    """Yield the function's results in the order of the items, on several cores where it can be."""
+    if isinstance(context, SharesCores):
+        return context.in_parallel(function, items, bytes_of)
+    return map(function, items)
 
 
 class HeldBack(NamedTuple):

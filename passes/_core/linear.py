@@ -345,12 +345,13 @@ class LinearLayer:
         )
         set_tensor(self.weight, tensor)
 
-    def set_block_codes(
+    def block_codes(
         self, codes: NDArray[np.int8], scales: NDArray[np.float32], block: int
-    ) -> None:
-        """Make codes (channels, width) times the scale of each block of inputs the weight.
+    ) -> DerivedTensor:
+        """A weight of codes of 4 bits (channels, width) times the scale of each block of inputs.
 
-        Of a Gemm or a MatMul. Shapes: scales (channels, blocks). Held as by `set_codes`.
+        Of a Gemm or a MatMul. Only the codes are held, two in a byte. Shapes: scales (channels,
+        blocks).
         """
         length = self.shape[1]
         by_rows = self.channel_axis == 0
@@ -358,7 +359,7 @@ class LinearLayer:
         by_stored = scales if by_rows else np.ascontiguousarray(scales.T)
 
         def kernel(flat: NDArray[Any], start: int) -> NDArray[Any]:
-            view = flat.reshape(-1, length)
+            view = flat.reshape(-1, length).astype(np.int8)
             first = start // length
             numbers = np.arange(first, first + len(view))
             if by_rows:
@@ -369,14 +370,21 @@ class LinearLayer:
             flat_product: NDArray[Any] = product.reshape(-1)
             return flat_product
 
-        source = ir.Tensor(self.restored(codes), name=self.weight.name)
-        tensor = DerivedTensor(
+        stored = self.restored(codes)
+        in_4_bits = stored.astype(ir.DataType.INT4.numpy())
+        packed = ir.Tensor(in_4_bits, dtype=ir.DataType.INT4).tobytes()
+        source = ir.PackedTensor(
+            np.frombuffer(packed, np.uint8),
+            ir.DataType.INT4,
+            shape=stored.shape,
+            name=self.weight.name,
+        )
+        return DerivedTensor(
             source,
             kernel,
             ir.DataType.FLOAT,
             length,
         )
-        set_tensor(self.weight, tensor)
 
     def bias_row(self) -> Matrices:
         """Bias as (channels,) in float64; zeros where there is none."""
