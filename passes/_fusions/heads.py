@@ -14,15 +14,14 @@ EXCHANGED = [0, 2, 1, 3]
 
 def merged_heads(value: ir.Value, node: ir.Node, shared: Shared) -> ir.Value:
     """The tensor (N, h, L, d) as (N, L, h*d); the one that it was made of, where that is it."""
+    made_of = _made_of(value)
+    if made_of is None:
+        made_of = _rotated(value, node, shared)
+    if made_of is not None:
+        return made_of
     dims = dims_of(value)
     assert dims is not None
     merged = _merged(dims)
-    turn = producer_of(value, "Transpose")
-    view = producer_of(turn.inputs[0], "Reshape") if turn is not None else None
-    if turn is not None and view is not None and _exchanges(turn):
-        source = view.inputs[0]
-        if source is not None and None not in merged and dims_of(source) == merged:
-            return source
     rows = shared.result(
         node,
         "Transpose",
@@ -41,6 +40,47 @@ def merged_heads(value: ir.Value, node: ir.Node, shared: Shared) -> ir.Value:
         "Reshape",
         [rows, target],
     )
+
+
+def _made_of(value: ir.Value) -> ir.Value | None:
+    """The tensor (N, L, h*d) of which a Reshape and a Transpose made (N, h, L, d)."""
+    dims = dims_of(value)
+    turn = producer_of(value, "Transpose")
+    if dims is None or turn is None or not _exchanges(turn):
+        return None
+    view = producer_of(turn.inputs[0], "Reshape")
+    source = None if view is None else view.inputs[0]
+    merged = _merged(dims)
+    if source is None or None in merged or dims_of(source) != merged:
+        return None
+    return source
+
+
+def _rotated(value: ir.Value, node: ir.Node, shared: Shared) -> ir.Value | None:
+    """The rotary embedding of heads (N, h, L, d) as one of (N, L, h*d), which it takes as well."""
+    rotary = producer_of(value, "RotaryEmbedding")
+    dims = dims_of(value)
+    # what else reads it would have it rotated twice
+    if rotary is None or dims is None or not used_once(value):
+        return None
+    data, *angles = rotary.inputs
+    source = None if data is None else _made_of(data)
+    if source is None:
+        return None
+    attributes = {
+        name: attribute.value
+        for name, attribute in rotary.attributes.items()
+        if name != "num_heads"
+    }
+    rotated = shared.result(
+        node,
+        "RotaryEmbedding",
+        [source, *angles],
+        num_heads=dims[1],
+        **attributes,
+    )
+    rotated.shape = source.shape
+    return rotated
 
 
 def leave_heads(

@@ -297,6 +297,30 @@ def test_heads_that_are_taken_apart_and_merged_stay_on_one_axis():
     assert sorted(ops) == sorted([*views, RUNTIME, "Relu"])
 
 
+@pytest.mark.parametrize("also", ["", "z = Relu (r)"])
+def test_rotated_heads_stay_on_one_axis(also):
+    more = ", float[N, 2, 3, 4] z" if also else ""
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 23]>
+    g (float[N, 3, 8] a, float[N, 2, 3, 4] k, float[N, 2, 3, 4] v,
+        float[N, 3, 2] c, float[N, 3, 2] s) => (float[N, 2, 3, 4] y{more})
+    <int64[4] heads = {{0, 0, 2, 4}}> {{
+        a4 = Reshape (a, heads)
+        q = Transpose <perm = [0, 2, 1, 3]> (a4)
+        r = RotaryEmbedding <interleaved = 1> (q, c, s)
+        {also}
+        kt = Transpose <perm = [0, 1, 3, 2]> (k)
+        p0 = MatMul (r, kt)
+        p = Softmax (p0)
+        y = MatMul (p, v)
+    }}"""
+    ops, _ = fused(text, "runtime")
+    assert ops.count("RotaryEmbedding") == 1
+    # of the result alone, but where something else reads the heads
+    views = [name for name in ops if name in ("Reshape", "Transpose")]
+    assert len(views) == (6 if also else 2)
+
+
 def test_keys_of_another_order():
     text = """
     g (float[N, 3, 2, 4] a, float[N, 5, 2, 4] b, float[N, 5, 2, 4] c) => (float[N, 2, 3, 4] y) {
