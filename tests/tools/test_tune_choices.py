@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 from onnx_opt.passes._core.pipeline import parse
@@ -129,3 +131,31 @@ def test_weights_stay_float_only_where_integers_lose_too_much():
     (smaller,) = family.smaller(90)
     assert "float" not in smaller.recipe
     assert "small=float" in family.proposal(-10 * math.log10(0.02)).recipe
+
+
+TALKATIVE = """
+import ctypes
+import scipy.optimize
+from onnx_opt.tools._tune import knapsack
+from onnx_opt.tools._tune.choices import FormChoice
+
+solve = scipy.optimize.milp
+
+def talkative(*arguments, **named):
+    ctypes.CDLL(None).printf(b"from C\\n")
+    return solve(*arguments, **named)
+
+scipy.optimize.milp = talkative
+print("before")
+print(knapsack.gentlest({"a": [FormChoice("int8:8", 0.0, 8)]}, 10)["a"].form)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="C is reached in another way there")
+def test_what_the_solver_prints_is_in_nobodys_way():
+    # a pipe, for which C holds back what it prints
+    done = subprocess.run(
+        [sys.executable, "-c", TALKATIVE], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "before\nint8:8\n"
+    assert done.stderr == ""

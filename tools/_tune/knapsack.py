@@ -6,8 +6,10 @@ Source of the solver: HiGHS (Huangfu and Hall, 2018), by scipy.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -192,9 +194,22 @@ def _borders_of(
 def _own_stdout() -> Iterator[None]:
     """Keep stdout for the account: HiGHS 1.12 prints a line there now and then, unasked."""
     kept = os.dup(1)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    _flush()
     try:
-        os.dup2(2, 1)
+        os.dup2(nothing, 1)
         yield
+        # what C holds back for a pipe would come out once stdout is there again
+        _flush()
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+        os.close(nothing)
+
+
+def _flush() -> None:
+    """Have Python and C write what they hold back for stdout."""
+    # a process may have no stdout; on Windows there is no such library
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        sys.stdout.flush()
+        ctypes.CDLL(None).fflush(None)
