@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -28,9 +29,10 @@ def in_parallel(
     for each other at its end, and keep their cores busy meanwhile.
     """
     cores = os.cpu_count() or 1
+    blas = _Blas()
     running: deque[Future[Outcome]] = deque()
     sizes: deque[int] = deque()
-    with ThreadPoolExecutor(cores) as pool, threadpool_limits(1, "blas") as limits:
+    with ThreadPoolExecutor(cores) as pool, blas.threads(1):
         try:
             for item in items:
                 size = bytes_of(item)
@@ -38,8 +40,7 @@ def in_parallel(
                     sizes.popleft()
                     yield running.popleft().result()
                 if size > HELD:
-                    usual = limits.get_original_num_threads()["blas"]
-                    with threadpool_limits(usual, "blas"):
+                    with blas.threads(blas.usual):
                         outcome = function(item)
                     yield outcome
                 else:
@@ -57,3 +58,24 @@ def in_parallel(
 def _has_room(sizes: deque[int], size: int, cores: int) -> bool:
     """True if an item of so many bytes may be at work beside those of the given sizes."""
     return len(sizes) < cores and sum(sizes) + size <= HELD
+
+
+class _Blas:
+    """Threads that numpy's products of matrices take; `usual`: their number before it changes."""
+
+    def __init__(self) -> None:
+        self._controller: Any = None
+        # where libraries cannot be asked, their threads stay as they are
+        with contextlib.suppress(AttributeError, OSError):
+            self._controller = ThreadpoolController().select(user_api="blas")
+        known = [] if self._controller is None else self._controller.info()
+        self.usual = max((int(each["num_threads"]) for each in known), default=1)
+
+    @contextlib.contextmanager
+    def threads(self, count: int) -> Iterator[None]:
+        """Have products take so many threads meanwhile."""
+        if self._controller is None:
+            yield
+            return
+        with self._controller.limit(limits=count):
+            yield

@@ -23,9 +23,9 @@ from sample_models import CNN, MLP, model_from
 
 RANDOM = """
 <ir_version: 10, opset_import: ["" : 21]>
-dice (float[4] x) => (float[4] y)
+dice (float[1000] x) => (float[1000] y)
 {
-    r = RandomNormalLike (x)
+    r = RandomNormalLike <scale = 10.0> (x)
     y = Add (x, r)
 }
 """
