@@ -63,14 +63,17 @@ class WaitingRows:
 
     def taken(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """All of them, (groups, count, K) and (groups, count, M): they wait no longer."""
-        rows = np.concatenate(self._rows, axis=1)
-        targets = None
-        if self._targets:
-            targets = np.concatenate(self._targets, axis=1)
+        rows = _joined(self._rows)
+        targets = _joined(self._targets) if self._targets else None
         self._rows = []
         self._targets = []
         self.count = 0
         return rows, targets
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays (groups, rows, K) one behind the other; a single one as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 class MomentObserver:
@@ -101,7 +104,7 @@ class MomentObserver:
         *,
         samples: int | None = None,
     ) -> None:
-        """Take a float array with samples on axis 0.
+        """Take a float array with samples on axis 0, which may be read until the next updates.
 
         `target`: of a regression, channels on the same axis. `samples`: how many samples the array
         is made from; None: as many as its axis 0 has.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -29,10 +30,9 @@ def in_parallel(
     for each other at its end, and keep their cores busy meanwhile.
     """
     cores = os.cpu_count() or 1
-    blas = _Blas()
     running: deque[Future[Outcome]] = deque()
     sizes: deque[int] = deque()
-    with ThreadPoolExecutor(cores) as pool, blas.threads(1):
+    with ThreadPoolExecutor(cores) as pool, _BLAS.one():
         try:
             for item in items:
                 size = bytes_of(item)
@@ -40,7 +40,7 @@ def in_parallel(
                     sizes.popleft()
                     yield running.popleft().result()
                 if size > HELD:
-                    with blas.threads(blas.usual):
+                    with _BLAS.usual():
                         outcome = function(item)
                     yield outcome
                 else:
@@ -60,22 +60,49 @@ def _has_room(sizes: deque[int], size: int, cores: int) -> bool:
     return len(sizes) < cores and sum(sizes) + size <= HELD
 
 
-class _Blas:
-    """Threads that numpy's products of matrices take; `usual`: their number before it changes."""
+class _BlasThreads:
+    """Threads of numpy's products of matrices, which are the process's: runs in it share them."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
         self._controller: Any = None
+        self._limit: Any = None
+        self._usual = 1
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Have products take one thread until the last run that asked for it has ended."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._take()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users and self._limit is not None:
+                    self._limit.restore_original_limits()
+
+    def _take(self) -> None:
+        """Remember the threads that there are, and leave one."""
+        self._controller = self._limit = None
         # where libraries cannot be asked, their threads stay as they are
         with contextlib.suppress(AttributeError, OSError):
             self._controller = ThreadpoolController().select(user_api="blas")
-        known = [] if self._controller is None else self._controller.info()
-        self.usual = max((int(each["num_threads"]) for each in known), default=1)
+            known = [int(each["num_threads"]) for each in self._controller.info()]
+            self._usual = max(known, default=1)
+            self._limit = self._controller.limit(limits=1)
 
     @contextlib.contextmanager
-    def threads(self, count: int) -> Iterator[None]:
-        """Have products take so many threads meanwhile."""
-        if self._controller is None:
+    def usual(self) -> Iterator[None]:
+        """Have products take all their threads meanwhile."""
+        if self._limit is None:
             yield
             return
-        with self._controller.limit(limits=count):
+        with self._controller.limit(limits=self._usual):
             yield
+
+
+_BLAS = _BlasThreads()

@@ -14,11 +14,9 @@ EXCHANGED = [0, 2, 1, 3]
 
 def merged_heads(value: ir.Value, node: ir.Node, shared: Shared) -> ir.Value:
     """The tensor (N, h, L, d) as (N, L, h*d); the one that it was made of, where that is it."""
-    made_of = _made_of(value)
-    if made_of is None:
-        made_of = _rotated(value, node, shared)
-    if made_of is not None:
-        return made_of
+    found = _made_of(value) or _rotated(value, node, shared)
+    if found is not None:
+        return found
     dims = dims_of(value)
     assert dims is not None
     merged = _merged(dims)
@@ -59,13 +57,13 @@ def _made_of(value: ir.Value) -> ir.Value | None:
 def _rotated(value: ir.Value, node: ir.Node, shared: Shared) -> ir.Value | None:
     """The rotary embedding of heads (N, h, L, d) as one of (N, L, h*d), which it takes as well."""
     rotary = producer_of(value, "RotaryEmbedding")
-    dims = dims_of(value)
     # what else reads it would have it rotated twice
-    if rotary is None or dims is None or not used_once(value):
+    if rotary is None or not used_once(value):
         return None
     data, *angles = rotary.inputs
+    dims = dims_of(data)
     source = None if data is None else _made_of(data)
-    if source is None:
+    if dims is None or source is None:
         return None
     attributes = {
         name: attribute.value

@@ -30,7 +30,9 @@ Chosen by hand; not measured.
 """
 
 _LONG_RUN = 0.25
-"""Seconds of a run beside which starting threads and allocating memory count for nothing."""
+"""Seconds of a run beside which starting threads and allocating memory count for nothing. Chosen by
+hand; not measured.
+"""
 
 
 def session_at(handle: int) -> Any:

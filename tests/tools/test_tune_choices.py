@@ -152,7 +152,7 @@ print(knapsack.gentlest({"a": [FormChoice("int8:8", 0.0, 8)]}, 10)["a"].form)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="C is reached in another way there")
-def test_what_the_solver_prints_is_in_nobodys_way():
+def test_what_the_solver_prints_is_not_shown():
     # a pipe, for which C holds back what it prints
     done = subprocess.run(
         [sys.executable, "-c", TALKATIVE], capture_output=True, text=True, check=True

@@ -199,9 +199,9 @@ def _own_stdout() -> Iterator[None]:
     try:
         os.dup2(nothing, 1)
         yield
+    finally:
         # what C holds back for a pipe would come out once stdout is there again
         _flush()
-    finally:
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nothing)
