@@ -48,8 +48,8 @@ class Pack(Pass):
 
     Stats: `constants` (count packed), `bytes_before`, `bytes_after` (of these, names, shapes and
     nodes included); `load_bytes` (most memory that decoding takes beside the constants); by codec,
-    `mask`, `palette`, `channel_palettes`, `bit_planes`, `gaps`, `short_gaps`, `grid`, `narrow`,
-    `one_value` (counts); `notes` (count of metadata entries and doc strings dropped).
+    `mask`, `palette`, `channel_palettes`, `codebook`, `bit_planes`, `gaps`, `short_gaps`, `grid`,
+    `narrow`, `one_value` (counts); `notes` (count of metadata entries and doc strings dropped).
 
     Source: follows from the definition; palettes and masks: Han, Mao, Dally, Deep Compression, ICLR
     2016 (arXiv:1510.00149).

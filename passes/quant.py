@@ -128,8 +128,11 @@ class Quant(Pass):
     sample enters one, its Conv stays float, on 8-bit weights. Weights of 4 bits or fewer are stored
     packed and unpacked to int8 when the runtime loads the model: the file is smaller, the speed
     that of int8. `palette`: of 256 codes each channel uses 2**bits, those that fit its weights;
-    kernels are those of int8, and `pack` stores the indices. Without data its codes are chosen on
-    made-up inputs: expect less on real ones. What exporters noted on nodes and values goes
+    kernels are those of int8, and `pack` stores the indices. `codebook`: 8 or 9 neighbouring
+    weights (bits=1), or 4 (bits=2), are one of 256 vectors of codes, which layers share; of one bit
+    the smallest layers, a quarter of the weights, have 2; tables and recurrent layers keep 8, and
+    pruned zeros are not kept. Without data codes of both are chosen on made-up inputs: expect less
+    on real ones. What exporters noted on nodes and values goes
     (`notes=keep`); names stay.
 
     Shapes: weight (M, C, *K), (K, N) -> same, int8 with one scale per output channel; bias (M,) ->
@@ -156,7 +159,8 @@ class Quant(Pass):
     Integer-Arithmetic-Only Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al.,
     XNOR-Net, ECCV 2016 (arXiv:1603.05279), planes after Lin et al., ABC-Net, NeurIPS 2017
     (arXiv:1711.11294); ternary: Li et al., Ternary Weight Networks, 2016 (arXiv:1605.04711);
-    palettes: Han et al., Deep Compression, ICLR 2016 (arXiv:1510.00149).
+    palettes: Han et al., Deep Compression, ICLR 2016 (arXiv:1510.00149); codebooks: Stock et al.,
+    And the Bit Goes Down, ICLR 2020 (arXiv:1907.05686).
     """
 
     name: ClassVar[str] = "quant"
@@ -169,6 +173,7 @@ class Quant(Pass):
         "int16",
         "blocked",
         "palette",
+        "codebook",
         "fp16",
         "ternary",
         "binary",
@@ -178,7 +183,7 @@ class Quant(Pass):
         "dynamic: at run time even "
         "with data; int16: 16-bit activations; blocked: weights only, a scale a "
         "block; palette: each channel uses only 2**bits different int8 values, and the file stores "
-        "indices of them; "
+        "indices of them; codebook: several weights are one of 256 vectors of int8 values; "
         "fp16: the whole model in half "
         "precision; ternary, binary: weights of -1, (0,) 1.",
         instead=_FORMS_INSTEAD,
@@ -214,7 +219,7 @@ class Quant(Pass):
     )
     bits: int = Option(
         8,
-        "Bits of integer weights; 1 for palette alone.",
+        "Bits of integer weights; 1 for palette and codebook alone, of which codebook has 1 and 2.",
         low=1,
         high=8,
         instead={"16": "quant(int16) or quant(fp16)"},
@@ -376,8 +381,8 @@ class Quant(Pass):
         if form.whole is not None:
             return None
         if self.bits < 8 or self.activation_bits < 8:
-            # of 8 bits there are no palettes
-            whole = "int8" if form.has_palettes else self.form
+            # of 8 bits there are no palettes and no codebooks
+            whole = self.form if form.codes == "steps" else "int8"
             return replace(self, form=whole, bits=8, activation_bits=8)
         if self.form != "blocked":
             return replace(self, form="blocked", kernel="auto")
@@ -592,7 +597,7 @@ class Quant(Pass):
             if matches(names, [override.pattern]):
                 choice = override.choice
                 break
-        return choice.bits if choice.has_palettes else None
+        return choice.bits if choice.codes == "palettes" else None
 
     def _prepared(
         self,
@@ -700,7 +705,7 @@ class Quant(Pass):
 
     def _rounds_unseen(self, model: ir.Model, planned: QuantPlan) -> bool:
         """True if made-up inputs decide better than none, though not as well as real ones do."""
-        if planned.has_palettes:
+        if planned.has_values:
             return True
         return planned.uses(BLOCKED) and predicts_tokens(model)
 

@@ -23,7 +23,7 @@ from ...passes._core.saturation import PAIR_LIMIT, offending
 from ._biases import integer_biases
 from ._constants import PASSING, constants_of, tensor_of
 from ._dtypes import RANGES
-from ._palettes import ChannelValues, palette_of
+from ._palettes import CodeValues, values_of
 from ._rounding import PairLimit
 
 D = ir.DataType
@@ -76,8 +76,8 @@ class Latent:
     in grid units: the stored codes, or near the float original where it is known; `original`: that
     itself, in grid units. `scale`: floats per grid unit, None if not found. `pack`: codes to stored
     bytes. `holds_zeros`: zeros are those of the original. `limited`: the integer layer whose
-    kernels they do not saturate, on any CPU, and shall not later. `palette`: the codes that each
-    channel may have, where they are few.
+    kernels they do not saturate, on any CPU, and shall not later. `palette`: the codes that
+    channels or vectors may have, where they are few.
     """
 
     graph: str
@@ -93,7 +93,7 @@ class Latent:
     original: NDArray[np.float32] | None = None
     holds_zeros: bool = False
     limited: IntegerLayer | None = None
-    palette: ChannelValues | None = None
+    palette: CodeValues | None = None
 
     @property
     def limit(self) -> PairLimit | None:
@@ -108,7 +108,7 @@ class Latent:
         if not self.step:
             return math.inf
         if self.palette is not None:
-            return float(self.palette.values.shape[1] - 1)
+            return self.palette.steps
         return (self.high - self.low) / self.step
 
     @property
@@ -129,7 +129,7 @@ class Latent:
         grid = f"{self.low!r}, {self.high!r}, {self.step!r}"
         code = f"on_grid({parameter}, {grid})"
         if self.palette is not None:
-            code = f"on_palette({parameter}, {palette}, {self.palette.axis})"
+            code = self.palette.rounding(parameter, palette)
         elif self.limited is not None:
             code = f"within_limit({parameter}, {code}, {rule})"
         if soft:
@@ -182,13 +182,19 @@ def _limited_by(
 
 def _stored_latents(model: ir.Model) -> Iterator[Latent]:
     """Every stored weight on a grid, one after another, starting at its codes."""
+    plain = []
     for graph, value, tensor in constants_of(model):
         is_bias = tensor.dtype == D.INT32 and _is_dequantized(value)
         if tensor.dtype not in CODES and not is_bias:
             continue
-        latent = _packed(graph, value, tensor) or _plain(graph, value, tensor)
-        if latent is not None:
+        latent = _packed(graph, value, tensor)
+        if latent is None and _is_multiplied(value, tensor):
+            plain.append((graph, value, tensor))
+        elif latent is not None:
             yield latent
+    few = values_of((value, tensor) for _, value, tensor in plain)
+    for graph, value, tensor in plain:
+        yield _plain(graph, value, tensor, few.get(value))
 
 
 def coarsest_grid(model: ir.Model) -> float:
@@ -232,14 +238,17 @@ def _is_dequantized(value: ir.Value) -> bool:
 # --- codes stored as they are --------------------------------------------------
 
 
-def _plain(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | None:
-    """Codes stored one by one, in a type of their own or a wider one; None if nothing multiplies
-    by them.
-    """
+def _is_multiplied(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
+    """True if something multiplies by the codes that a value holds."""
     if tensor.size < 2:
-        return None
-    if not any(_multiplies(node, index) for node, index in _users(value)):
-        return None
+        return False
+    return any(_multiplies(node, index) for node, index in _users(value))
+
+
+def _plain(
+    graph: str, value: ir.Value, tensor: ir.TensorProtocol, few: CodeValues | None
+) -> Latent:
+    """Codes stored one by one, in a type of their own or a wider one; `few`: all that they are."""
     codes = tensor.numpy().astype(np.float64)
     if tensor.dtype in SMALL_FLOATS:
         low, high, step = 0.0, 0.0, 0.0
@@ -256,7 +265,7 @@ def _plain(graph: str, value: ir.Value, tensor: ir.TensorProtocol) -> Latent | N
         step=step,
         start=codes,
         scale=_scale_of(value, codes.shape),
-        palette=palette_of(tensor),
+        palette=few,
     )
 
 
@@ -558,9 +567,8 @@ def _near_original(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Lat
         )
     zero = _zero_of(latent.codes, weight.shape)
     exact = weight / latent.scale + zero
-    lowest, highest = _cells(latent)
-    in_cell = np.clip(exact, lowest, highest)
-    start = np.clip(in_cell, latent.low, latent.high)
+    on_grid = np.clip(exact, latent.low, latent.high)
+    start = _in_cells(latent, on_grid)
     return replace(
         latent,
         start=start,
@@ -571,14 +579,13 @@ def _near_original(latent: Latent, originals: Mapping[str, NDArray[Any]]) -> Lat
     )
 
 
-def _cells(latent: Latent) -> tuple[Floats, Floats]:
-    """Lowest and highest number that is rounded to each code, not quite."""
+def _in_cells(latent: Latent, exact: Floats) -> Floats:
+    """The numbers nearest to exact ones that are rounded to the codes."""
     start = latent.start
-    palette = latent.palette
-    if palette is None:
-        margin = latent.step * IN_CELL
-        return start - margin, start + margin
-    return palette.cells(start, share=2 * IN_CELL)
+    if latent.palette is not None:
+        return latent.palette.inside(exact, start, share=2 * IN_CELL)
+    margin = latent.step * IN_CELL
+    return np.clip(exact, start - margin, start + margin)
 
 
 def _original_name(name: str, originals: Mapping[str, NDArray[Any]]) -> str | None:

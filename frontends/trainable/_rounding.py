@@ -1,4 +1,4 @@
-"""Rounding of weights that train as floats: to a grid, a palette, within a limit of pairs.
+"""Rounding of weights that train as floats: to a grid, a palette, vectors, within a limit of pairs.
 
 The gradient of rounding is one. Every function takes floats in units of the grid.
 """
@@ -173,6 +173,47 @@ class _OnPalette(torch.autograd.Function):  # type: ignore[misc]  # torch comes 
         rows = gradient.movedim(context.axis, 0).reshape(index.shape)
         of_values = torch.zeros_like(ascending)
         of_values.scatter_add_(1, index, rows.to(of_values))
+        return gradient, of_values, None
+
+
+def on_codebook(x: Tensor, values: Tensor, axis: int) -> Tensor:
+    """Round neighbouring weights of a channel to the nearest vector; gradients pass through.
+
+    `values`: (count, length), rounded to whole codes here; channels lie along `axis`. The gradient
+    of a vector is the sum over all that take it. Source: Stock et al., And the Bit Goes Down, ICLR
+    2020 (arXiv:1907.05686), section 3.
+    """
+    whole = Round.apply(values)
+    result: Tensor = _OnCodebook.apply(x, whole, axis)
+    return result
+
+
+class _OnCodebook(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
+    """Looks for the nearest of all vectors: (count, length)."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, whole: Tensor, axis: int) -> Tensor:
+        values = whole.to(x)
+        channels_first = x.movedim(axis, 0)
+        vectors = channels_first.reshape(-1, values.shape[1])
+        half_squares = (values**2).sum(dim=1) / 2
+        # the nearest: of least |value|^2 / 2 - value . x
+        closeness = torch.addmm(-half_squares, vectors, values.T)
+        index = closeness.argmax(dim=1)
+        codes = values[index].reshape(channels_first.shape).movedim(0, axis)
+        context.save_for_backward(index, whole)
+        context.axis = axis
+        # in the layout of the weight
+        return torch.empty_like(x).copy_(codes)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        index, whole = context.saved_tensors
+        if not context.needs_input_grad[1]:
+            return gradient, None, None
+        vectors = gradient.movedim(context.axis, 0).reshape(-1, whole.shape[1])
+        of_values = torch.zeros_like(whole)
+        of_values.index_add_(0, index, vectors.to(of_values))
         return gradient, of_values, None
 
 

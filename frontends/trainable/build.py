@@ -21,10 +21,10 @@ from ._latents import find_latents, scales_of
 from ._layout import laid_out
 from ._ops.cast import small_float
 from ._program import Known, Program
-from ._rounding import on_grid, on_palette, softened, within_limit
+from ._rounding import on_codebook, on_grid, on_palette, softened, within_limit
 from ._scope import Scope
 from ._weights import Origin, attribute_name, trainable_values
-from .module import ATTRIBUTES, Provenance, TrainableModule, palette_name
+from .module import ATTRIBUTES, Provenance, TrainableModule, palette_names
 
 Qat = Literal["off", "fixed", "weights", "learned"]
 Arrays = Mapping[str, NDArray[Any]]
@@ -163,11 +163,16 @@ def _named(
         name = attribute_name(origin.name, taken)
         taken.add(name)
         names[value] = name
+    palettes = palette_names(
+        {name: origins[value] for value, name in names.items()},
+    )
+    for value, origin in origins.items():
+        name = names[value]
         source = f"self.{name}"
         if origin.latent is not None:
             source = origin.latent.expression(
                 source,
-                f"self.{palette_name(name)}",
+                f"self.{palettes.get(name)}",
                 _rule_name(name),
                 soft,
             )
@@ -177,10 +182,10 @@ def _named(
 
 def _palettes(parameters: Mapping[str, Origin]) -> dict[str, Origin]:
     """Return the palettes of codes that have one, by the names of their parameters."""
-    found = {}
-    for name, origin in parameters.items():
-        if origin.latent is not None and origin.latent.palette is not None:
-            found[palette_name(name)] = replace(origin, is_palette=True)
+    found: dict[str, Origin] = {}
+    for name, palette in palette_names(parameters).items():
+        # of several weights that share one the first stands for all
+        found.setdefault(palette, replace(parameters[name], is_palette=True))
     return found
 
 
@@ -208,6 +213,7 @@ def _bind_rounding(
         softened=softened,
         within_limit=within_limit,
         on_palette=on_palette,
+        on_codebook=on_codebook,
     )
     for value, origin in origins.items():
         if origin.latent is not None and origin.latent.limit is not None:
@@ -264,9 +270,8 @@ def _nonzero(origin: Origin) -> NDArray[Any] | None:
     if latent is None:
         values = stored_tensor(origin.value).numpy()
     elif origin.is_palette:
-        # a zero that moved would leave the pruned weights without one
         assert latent.palette is not None
-        values = latent.palette.values
+        return latent.palette.may_move()
     elif latent.holds_zeros:
         values = latent.start
     else:

@@ -182,9 +182,20 @@ class TrainableModule(torch.nn.Module):  # type: ignore[misc]  # torch comes wit
         return value
 
 
-def palette_name(parameter: str) -> str:
-    """Name of the parameter with the values that codes have, from that of the codes."""
-    return f"{parameter}_palette"
+def palette_names(origins: Mapping[str, Origin]) -> dict[str, str]:
+    """Name of the parameter with the values that codes may have, by that of the codes.
+
+    Weights that have them in common share one, which is called after the first.
+    """
+    owners: dict[int, str] = {}
+    found = {}
+    for name, origin in origins.items():
+        latent = origin.latent
+        if latent is None or latent.palette is None or origin.is_palette:
+            continue
+        owner = owners.setdefault(id(latent.palette.values), name)
+        found[name] = f"{owner}_palette"
+    return found
 
 
 def _floats_per_unit(origin: Origin) -> float:

@@ -9,13 +9,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...passes._core.graph import Names
-from ...passes._core.half_precision import SMALLEST, are_halves, on_halves
+from ...passes._core.half_precision import (
+    SMALLEST,
+    are_halves,
+    on_halves,
+    scales_on_halves,
+)
 from ._biases import tie_biases
 from ._constants import stored_tensor
 from ._dtypes import from_carrier
-from ._rounding import on_grid, on_palette, within_limit
+from ._rounding import on_grid, within_limit
 from ._weights import Origin, setting_uses
-from .module import TrainableModule, palette_name
+from .module import TrainableModule, palette_names
 
 
 def write_back(module: TrainableModule) -> ir.Model:
@@ -62,8 +67,9 @@ def stored(module: TrainableModule, name: str) -> NDArray[Any]:
         latent.step,
     )
     if latent.palette is not None:
-        values = module.get_parameter(palette_name(name)).detach()
-        codes = on_palette(exact, values, latent.palette.axis)
+        shared = palette_names(module.origins)[name]
+        values = module.get_parameter(shared).detach()
+        codes = latent.palette.rounded(exact, values)
     elif latent.limit is not None:
         codes = within_limit(exact, codes, latent.limit)
     if latent.pack is not None:
@@ -76,7 +82,11 @@ def _as_precise(trained: NDArray[Any], value: ir.Value) -> NDArray[Any]:
     former = stored_tensor(value)
     if former.dtype != ir.DataType.FLOAT or not _belongs_to_codes(value):
         return trained
-    return on_halves(trained, SMALLEST) if are_halves(former.numpy()) else trained
+    if not are_halves(former.numpy()):
+        return trained
+    if any(node.op_type == "DequantizeLinear" for node, _ in value.uses()):
+        return scales_on_halves(trained)
+    return on_halves(trained, SMALLEST)
 
 
 def _belongs_to_codes(value: ir.Value) -> bool:

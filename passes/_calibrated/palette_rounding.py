@@ -70,16 +70,9 @@ def round_to_palettes(
 
     `is_real`: the data are the user's, not made up.
     """
-    share, damp = DECORRELATION, DAMP
-    if not is_real:
-        share, damp = UNSEEN_DECORRELATION, UNSEEN_DAMP
 
     def fit(layer: LinearLayer, gram: Grams) -> FittedLayer:
-        believed = gram.copy()
-        # the last input is the constant 1
-        inputs = believed[:, :-1, :-1]
-        inputs[...] = decorrelated(inputs, share)
-        return _rounded(layer, damped(believed, damp), bits)
+        return _rounded(layer, believed(gram, is_real), bits)
 
     return fit_layers(
         model,
@@ -90,6 +83,18 @@ def round_to_palettes(
         include,
         (),
     )
+
+
+def believed(gram: Grams, is_real: bool) -> Grams:
+    """Gram matrices (groups, K + 1, K + 1) of other samples, as far as those at hand tell."""
+    share, damp = DECORRELATION, DAMP
+    if not is_real:
+        share, damp = UNSEEN_DECORRELATION, UNSEEN_DAMP
+    likely = gram.copy()
+    # the last input is the constant 1
+    inputs = likely[:, :-1, :-1]
+    inputs[...] = decorrelated(inputs, share)
+    return damped(likely, damp)
 
 
 def _why_not(layer: LinearLayer) -> str | None:
@@ -132,12 +137,13 @@ def _rounded(layer: LinearLayer, gram: Grams, bits: int) -> FittedLayer:
     def store(edit: Edit) -> None:
         if (moved != bias).any():
             layer.set_bias(moved, edit)
-        _store(layer, codes, scales)
+        store_codes(layer, codes, scales)
 
     return FittedLayer(layer, decibels(before, after), store)
 
 
-def _store(layer: LinearLayer, codes: Codes, scales: PerChannel) -> None:
+def store_codes(layer: LinearLayer, codes: Codes, scales: PerChannel) -> None:
+    """Make codes (M, K) times scales (M,) the weight, for `quant` to store as they are."""
     layer.set_codes(codes, scales)
     layer.tensor.meta[STORED] = StoredCodes(
         ir.Tensor(layer.restored(codes)),

@@ -9,6 +9,7 @@ nodes compute ends as an ordinary initializer: same kernels, same speed, same me
                 or several a word of 3 or 4 bytes     -> Div, Mod -> Gather
     channel palettes
                 int8: indices, stored by any of these -> GatherElements in a row of each channel
+    codebook    int8: a byte for each vector of some  -> Gather (rows of a table)
     bit planes  a plane for each bit of an index      -> Div, Mod, ReduceSum -> Gather
     mask        a bit an element, the nonzeros        -> CumSum of the bits -> Gather
     gaps        distances between nonzeros, nonzeros  -> CumSum -> ScatterElements
@@ -27,7 +28,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from .._core.channel_layout import Layout
 from .._core.channel_palettes import ChannelPalettes, channel_palettes_of
+from .._core.vector_codebooks import Vectors, codebook_of
 from .bit_packing import (
     Digits,
     bytes_for,
@@ -316,7 +319,7 @@ def channel_palettes(content: Content, draft: Draft) -> ir.Value | None:
     index = _stored_by(codec, content_of_index, draft)
     table = stored_table(draft, found.table)
     by_group = by_palettes(draft, table, index)
-    return in_shape(draft, found, by_group, content.dims)
+    return in_shape(draft, found.layout, by_group, content.dims)
 
 
 def index_codec(palettes: ChannelPalettes, trial: Draft) -> Codec | None:
@@ -344,16 +347,33 @@ def by_palettes(draft: Draft, table: ir.Value, index: ir.Value) -> ir.Value:
     return draft.node("GatherElements", table, index, axis=1)
 
 
+def codebook(content: Content, draft: Draft) -> ir.Value | None:
+    """Few different vectors of neighbouring elements: a byte for each into a table of them."""
+    found = codebook_of(content.tensor)
+    if found is None:
+        return None
+    vectors = by_codebook(draft, found.vectors, found.index)
+    return in_shape(draft, found.layout, vectors, content.dims)
+
+
+def by_codebook(draft: Draft, vectors: Vectors, index: ir.TensorProtocol) -> ir.Value:
+    """The vectors (n, length) of a codebook that bytes (n,) name."""
+    # equal codebooks of several weights are stored once
+    table = draft.constant(vectors)
+    stored = draft.stored(index)
+    number = _cast(draft, stored, INT32)
+    return draft.node("Gather", table, number)
+
+
 def in_shape(
-    draft: Draft, palettes: ChannelPalettes, by_group: ir.Value, dims: list[int]
+    draft: Draft, layout: Layout, by_channel: ir.Value, dims: list[int]
 ) -> ir.Value:
-    """Elements (groups, n) in the order and the shape `dims` of their constant."""
-    layout = palettes.layout
+    """Elements in the order of channels in the order and the shape `dims` of their constant."""
     if layout.outer > 1:
         first = [layout.channels, layout.outer, layout.inner]
-        by_channel = draft.node("Reshape", by_group, first)
-        by_group = draft.node("Transpose", by_channel, perm=[1, 0, 2])
-    return draft.node("Reshape", by_group, dims)
+        channels_first = draft.node("Reshape", by_channel, first)
+        by_channel = draft.node("Transpose", channels_first, perm=[1, 0, 2])
+    return draft.node("Reshape", by_channel, dims)
 
 
 def grid(content: Content, draft: Draft) -> ir.Value | None:
@@ -388,6 +408,7 @@ CODECS: dict[str, Codec] = {
     "palette": palette,
     "bit planes": bit_planes,
     "channel palettes": channel_palettes,
+    "codebook": codebook,
     "mask": mask,
     "gaps": gaps,
     "short gaps": short_gaps,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._core.channel_palettes import channel_palettes_of
+from .._core.vector_codebooks import codebook_of
 from .bit_packing import has_table_of_digits, smallest_digits
 from .content import Content
 
@@ -51,6 +52,13 @@ def _channel_palettes(content: Content) -> int:
     indices = max(_digits(values, content.size), INDEX * content.size)
     # the values in the order of channels, and in their own
     return indices + 2 * _item(content) * content.size
+
+
+def _codebook(content: Content) -> int:
+    found = codebook_of(content.tensor)
+    assert found is not None
+    # a number for each vector, the elements in the order of channels, and in their own
+    return INDEX * found.index.size + 2 * _item(content) * content.size
 
 
 def _bit_planes(content: Content) -> int:
@@ -106,6 +114,7 @@ _ESTIMATES: dict[str, Callable[[Content], int]] = {
     "palette": _palette,
     "bit planes": _bit_planes,
     "channel palettes": _channel_palettes,
+    "codebook": _codebook,
     "mask": _mask,
     "gaps": _gaps,
     "short gaps": _short_gaps,

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from .._core.channel_palettes import channel_palettes_of
 from .._core.lazy import BLOCK
+from .._core.vector_codebooks import codebook_of
 from .content import LONGEST_GAPS, Content, content_of
 from .grid import grid_of
 from .load_memory import load_bytes
@@ -52,6 +53,8 @@ def least_load_bytes(tensor: ir.TensorProtocol, min_saving: float) -> int | None
         enough.append("grid")
     if channel_palettes_of(tensor) is not None:
         enough.append("channel palettes")
+    if codebook_of(tensor) is not None:
+        enough.append("codebook")
     needed = [load_bytes(name, whole) for name in enough]
     return min(needed, default=None)
 

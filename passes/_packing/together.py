@@ -4,6 +4,7 @@
     vectors              of one value, or of a smaller type    -> Split
     channel palettes     indices the same way, tables too      -> Split by the length of a channel
                          -> GatherElements in the row of each channel -> Split -> Reshape
+    codebook             numbers of vectors, the table once    -> Gather -> Split -> Reshape
 
 Of ResNet-20's 115 kB at three bits, decoders of single weights take three more than these.
 """
@@ -21,9 +22,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .._core.channel_palettes import ChannelPalettes, channel_palettes_of
+from .._core.vector_codebooks import (
+    MOST_VECTORS,
+    VectorCodebook,
+    Vectors,
+    codebook_of,
+    index_into,
+    merged,
+)
 from .codecs import (
     CODECS,
     Codec,
+    by_codebook,
     by_palettes,
     in_shape,
     index_codec,
@@ -53,7 +63,7 @@ _FLAT_CODECS = ("palette", "bit planes", "mask", "gaps", "short gaps")
 
 @dataclass(frozen=True, eq=False)
 class StoredPart:
-    """A constant among others of one `key`: its elements, or its indices into `palettes`.
+    """A constant among others of one `key`: its elements, or indices into `palettes` or `codebook`.
 
     `codec`: name of the codec for the constant alone. `elements` are stored by `inner`.
     """
@@ -64,6 +74,7 @@ class StoredPart:
     elements: ir.TensorProtocol
     inner: Codec
     palettes: ChannelPalettes | None = None
+    codebook: VectorCodebook | None = None
 
     @property
     def size(self) -> int:
@@ -103,6 +114,12 @@ def part_of(content: Content, codec: str, trial: Draft) -> StoredPart:
             values = palettes.table.shape[1]
             key = (codec, inner, values)
             return StoredPart(key, content, codec, palettes.index, inner, palettes)
+    if codec == "codebook":
+        codebook = codebook_of(tensor)
+        assert codebook is not None
+        key = (codec, codebook.length)
+        inner = CODECS[codec]
+        return StoredPart(key, content, codec, codebook.index, inner, codebook=codebook)
     # of a kind of its own
     return StoredPart(object(), content, codec, tensor, CODECS[codec])
 
@@ -168,6 +185,8 @@ def draft_together(parts: Sequence[StoredPart], draft: Draft) -> list[ir.Value]:
     """Draft what decodes several parts of one key; the constants, in the same order."""
     if parts[0].palettes is not None:
         return _draft_palettes(parts, draft)
+    if parts[0].codebook is not None:
+        return _draft_codebooks(parts, draft)
     pieces = _split_up(draft, _decoded(parts, draft), [part.size for part in parts])
     constants = []
     for part, piece in zip(parts, pieces, strict=True):
@@ -200,8 +219,42 @@ def _draft_palettes(parts: Sequence[StoredPart], draft: Draft) -> list[ir.Value]
         elements = by_palettes(draft, table, index)
         pieces = _split_up(draft, elements, [_groups(part) for part in alike])
         for part, piece in zip(alike, pieces, strict=True):
-            constants[part] = in_shape(draft, _palettes(part), piece, part.dims)
+            layout = _palettes(part).layout
+            constants[part] = in_shape(draft, layout, piece, part.dims)
     return [constants[part] for part in parts]
+
+
+def _draft_codebooks(parts: Sequence[StoredPart], draft: Draft) -> list[ir.Value]:
+    """The same of parts with codebooks, which become one where it is small enough."""
+    codebooks = [_codebook(part) for part in parts]
+    vectors = merged([codebook.vectors for codebook in codebooks])
+    if len(vectors) > MOST_VECTORS:
+        return draft_apart(parts, draft)
+    indices = [_renumbered(codebook, vectors) for codebook in codebooks]
+    sizes = [index.size for index in indices]
+    decoded = by_codebook(draft, vectors, _side_by_side(indices))
+    pieces = _split_up(draft, decoded, sizes)
+    constants = []
+    for part, codebook, piece in zip(parts, codebooks, pieces, strict=True):
+        constants.append(in_shape(draft, codebook.layout, piece, part.dims))
+    return constants
+
+
+def _renumbered(codebook: VectorCodebook, vectors: Vectors) -> ir.TensorProtocol:
+    """The index of a codebook, into one that holds all of its vectors."""
+    numbers = index_into(vectors, codebook.vectors)
+
+    def compute() -> ir.TensorProtocol:
+        return ir.Tensor(numbers[codebook.index.numpy()])
+
+    index = codebook.index
+    shape = ir.Shape([index.size])
+    return ir.LazyTensor(compute, dtype=index.dtype, shape=shape)
+
+
+def _codebook(part: StoredPart) -> VectorCodebook:
+    assert part.codebook is not None
+    return part.codebook
 
 
 def _palettes(part: StoredPart) -> ChannelPalettes:

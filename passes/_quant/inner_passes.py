@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .._calibrated.block_rounding import round_in_blocks
+from .._calibrated.codebook_rounding import round_to_codebooks
 from .._calibrated.grid import grid_of_bits
 from .._calibrated.palette_rounding import round_to_palettes
 from .._calibrated.rounding import DAMP
@@ -129,9 +130,9 @@ def round_inside(
                 finer += blocks.left
         tally.add(found)
         inner.add(Gptq.name, _of(layers, found))
-    for bits, layers in _by_palette(planned).items():
-        with context.progress("palettes", 1):
-            found = round_to_palettes(
+    for (kind, bits), layers in _by_codes(planned).items():
+        with context.progress(kind, 1):
+            found = _ROUNDING[kind](
                 model,
                 context,
                 bits,
@@ -140,7 +141,7 @@ def round_inside(
                 is_real,
             )
         tally.add(found)
-        inner.add("palettes", _of(layers, found))
+        inner.add(kind, _of(layers, found))
     if tally.asked:
         outcome.stats["rounded"] = tally.layers
     if tally.layers:
@@ -163,6 +164,9 @@ class _RoundedLayers:
         self.gained += found.changed * float(found.stats["gain_db"])
 
 
+_ROUNDING = {"palettes": round_to_palettes, "codebook": round_to_codebooks}
+"""Functions that bring weights onto codes other than steps, by their kind."""
+
 Grids = dict[tuple[int, int | None], list[QuantLayer]]
 """Layers by the bits of their weights, and by the block that shares a scale where there is one."""
 
@@ -177,7 +181,7 @@ def _grids(planned: QuantPlan, request: PlanRequest) -> tuple[Grids, set[str]]:
             limited.add(layer.weight.name or "")
         for layer in placement.layers:
             choice = graph_plan.choices[layer]
-            if FORMS[choice.form].has_bits and not choice.has_palettes:
+            if FORMS[choice.form].has_bits and choice.codes == "steps":
                 found.setdefault((choice.bits, None), []).append(layer)
         for layer in graph_plan.engines.get(BLOCKED, []):
             if graph_plan.choices[layer].bits == BLOCK_BITS:
@@ -185,14 +189,15 @@ def _grids(planned: QuantPlan, request: PlanRequest) -> tuple[Grids, set[str]]:
     return found, limited
 
 
-def _by_palette(planned: QuantPlan) -> dict[int, list[QuantLayer]]:
-    """Layers with palettes by the bits of an index, whatever engine runs them."""
-    found: dict[int, list[QuantLayer]] = {}
+def _by_codes(planned: QuantPlan) -> dict[tuple[str, int], list[QuantLayer]]:
+    """Layers with palettes or codebooks by kind and bits, whatever engine runs them."""
+    found: dict[tuple[str, int], list[QuantLayer]] = {}
     for graph_plan in planned.graphs:
         for layer in graph_plan.layers:
             choice = graph_plan.choices[layer]
-            if choice.has_palettes:
-                found.setdefault(choice.bits, []).append(layer)
+            if choice.codes in _ROUNDING:
+                key = (choice.codes, choice.bits)
+                found.setdefault(key, []).append(layer)
     return found
 
 

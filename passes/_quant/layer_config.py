@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ... import UsageError
 from .._core.layer_entries import read_entries
+from .._core.linear import LinearLayer
 from .._core.nearest import did_you_mean
 from .._core.patterns import layer_names, matches
 from .._core.tables import is_tied
 from .layers import QuantLayer
-from .schemes import ALL_BITS, FORMS
+from .schemes import ALL_BITS, FORMS, CodeKind
 from .weight_codes import PACKED_BITS
 
 LEAVE_FLOAT = "float"
@@ -44,9 +45,14 @@ class Choice:
         return FORMS[self.form].is_packed_at(self.bits)
 
     @property
-    def has_palettes(self) -> bool:
-        """True if few different codes stand for a channel's weights."""
-        return FORMS[self.form].has_palettes and self.is_packed
+    def codes(self) -> CodeKind:
+        """Kind of codes that its weights are."""
+        return FORMS[self.form].codes if self.is_packed else "steps"
+
+    def suits(self, layer: LinearLayer) -> bool:
+        """False for so few bits that the form cannot give the layer."""
+        fits = FORMS[self.form].fits
+        return not self.is_packed or fits(layer.channels, layer.width, self.bits)
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def _choice(text: str, default_bits: int) -> Choice:
 def fix_of_bits(bits: int) -> str:
     """Remedy for bits that a form has not."""
     if bits == 1:
-        return "write quant(binary), or quant(palette, bits=1)"
+        return "write quant(codebook, bits=1), quant(palette, bits=1) or quant(binary)"
     return "add bits=4, for example, or take form int8"
 
 
@@ -134,6 +140,10 @@ def choices(
         for layer in layers:
             if is_tied(layer.weight) and found[layer].form == "blocked":
                 found[layer] = Choice("blocked", 8)
+    if default.bits == 1:
+        for layer in _smallest(layers, FORMS[default.form].small_share):
+            if found[layer] == default:
+                found[layer] = Choice(default.form, 2)
     for layer in layers:
         form = found[layer].form
         if layer.width < FORMS[form].least_width:
@@ -145,7 +155,24 @@ def choices(
             if matches(names, [override.pattern]):
                 found[layer] = override.choice
                 break
+    for layer in layers:
+        choice = found[layer]
+        if choice.form != LEAVE_FLOAT and not choice.suits(layer):
+            found[layer] = replace(choice, bits=8)
     return found
+
+
+def _smallest(layers: list[QuantLayer], share: float) -> list[QuantLayer]:
+    """The smallest layers, which have this share of all weights together."""
+    total = sum(layer.tensor.size for layer in layers)
+    small = []
+    held = 0
+    for layer in sorted(layers, key=lambda layer: layer.tensor.size):
+        held += layer.tensor.size
+        if held > share * total:
+            break
+        small.append(layer)
+    return small
 
 
 def _end_choice(default: Choice) -> Choice:

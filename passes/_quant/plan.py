@@ -79,9 +79,9 @@ class GraphPlan:
         return found
 
     @property
-    def has_palettes(self) -> bool:
-        """True if some layer's weights are to be on palettes."""
-        return any(self.choices[layer].has_palettes for layer in self.layers)
+    def has_values(self) -> bool:
+        """True if some layer's weights are to be on palettes or in vectors."""
+        return any(self.choices[layer].codes != "steps" for layer in self.layers)
 
     def opset(self, options: EncodeOptions) -> int:
         """Least opset that the chosen forms need."""
@@ -182,9 +182,9 @@ class QuantPlan:
         return engine in self._engines()
 
     @property
-    def has_palettes(self) -> bool:
-        """True if some layer's weights are to be on palettes."""
-        return any(graph.has_palettes for graph in self.graphs)
+    def has_values(self) -> bool:
+        """True if some layer's weights are to be on palettes or in vectors."""
+        return any(graph.has_values for graph in self.graphs)
 
     def _engines(self) -> set[Engine]:
         used: set[Engine] = set()

@@ -18,6 +18,7 @@ from .._core.graph import Names
 from .._core.outcome import PassOutcome
 from .._core.saturation import KernelPairs
 from .._core.targets import QuantRules
+from . import codebooks
 from .blocked import BLOCKED_OPSET, insert_blocked, why_not_blocked
 from .dynamic import insert_dynamic, insert_float, why_not_dynamic, why_not_float
 from .engine import Engine
@@ -29,6 +30,7 @@ from .weight_codes import (
     Codes,
     Fit,
     Storage,
+    codebook_codes,
     integer_codes,
     palette_codes,
     sign_codes,
@@ -78,6 +80,9 @@ class EncodeOptions:
     storage: Storage = "auto"
 
 
+CodeKind = Literal["steps", "palettes", "codebook"]
+"""Codes that weights may have: whole steps of a scale, values of their channel, or vectors."""
+
 Encode = Callable[[ir.TensorProtocol, Layout, EncodeOptions], Codes]
 
 
@@ -101,6 +106,14 @@ def _encode_palettes(
     if options.bits == ALL_BITS:
         return _encode_integers(tensor, layout, options)
     return palette_codes(tensor, layout, options.bits)
+
+
+def _encode_codebook(
+    tensor: ir.TensorProtocol, layout: Layout, options: EncodeOptions
+) -> Codes:
+    if options.bits == ALL_BITS:
+        return _encode_integers(tensor, layout, options)
+    return codebook_codes(tensor, layout, options.bits)
 
 
 def _encode_ternary(
@@ -136,6 +149,10 @@ def _asked_width(options: EncodeOptions) -> int:
     return options.bits
 
 
+def _every_layer(channels: int, width: int, bits: int) -> bool:
+    return True
+
+
 def _for_every_target(rules: QuantRules) -> str:
     return ""
 
@@ -150,9 +167,10 @@ class Form:
 
     `width`: bits of one of its weights; `has_bits`: the option `bits` is that width, at least
     `least_bits`; `is_packed`: it is always less than a byte. `most_bits`: of weights that are
-    packed. `has_palettes`: codes are values of their channel, not steps. `least_width`: weights of
-    a channel below which it keeps 8 bits; `largest_end`: share of all weights up to which the first
-    and the last layer do.
+    packed. `codes`: steps, values of their channel, or vectors. `least_width`: weights of a channel
+    below which it keeps 8 bits; `fits`: whether a layer of so many channels and weights a channel
+    may have so many bits; `largest_end`: share of all weights up to which the first and the last
+    layer keep 8; `small_share`: of the smallest layers, which get 2 bits where the others have one.
     `low_bit_activations`: the option `activation_bits` applies.
     `per_layer`: single layers may have it beside other forms, for the activations around them stay
     what they are.
@@ -169,8 +187,10 @@ class Form:
     least_bits: int = 2
     is_packed: bool = False
     most_bits: int = PACKED_BITS
-    has_palettes: bool = False
+    codes: CodeKind = "steps"
     least_width: int = 0
+    fits: Callable[[int, int, int], bool] = _every_layer
+    small_share: float = 0.0
     largest_end: float = 1.0
     low_bit_activations: bool = False
     per_layer: bool = True
@@ -186,7 +206,7 @@ class Form:
         """The range that so many bits are outside of; empty where they are not, or no choice."""
         if self.least_bits == ANY_BITS:
             return ""
-        most = self.most_bits if self.has_palettes else ALL_BITS
+        most = ALL_BITS if self.codes == "steps" else self.most_bits
         if self.least_bits <= bits <= most:
             return ""
         return f"{self.least_bits} to {most} bits, not {bits}"
@@ -233,9 +253,21 @@ FORMS: dict[str, Form] = {
         has_bits=True,
         least_bits=1,
         most_bits=MOST_BITS,
-        has_palettes=True,
+        codes="palettes",
         least_width=LEAST_WIDTH,
         largest_end=LARGEST_END,
+        low_bit_activations=True,
+    ),
+    "codebook": Form(
+        engines=(STATIC, DYNAMIC, FLOAT),
+        encode=_encode_codebook,
+        has_bits=True,
+        least_bits=1,
+        most_bits=codebooks.MOST_BITS,
+        codes="codebook",
+        fits=codebooks.fits,
+        largest_end=LARGEST_END,
+        small_share=codebooks.SMALL_SHARE,
         low_bit_activations=True,
     ),
     "ternary": Form(

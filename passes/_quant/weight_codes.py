@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from .._core.channel_layout import Layout
 from .._core.lazy import DerivedTensor
 from .._core.saturation import KernelPairs
+from . import codebooks
 from .grids import Grid, scales_on
 from .inserter import Inserter
 from .packing import TRITS, int4_weight, nibble_weight, packed_weight
-from .palettes import codes_of, rescaled
+from .palettes import StoredCodes, codes_of, rescaled
 from .scales import (
     Elementwise,
     channel_sums,
@@ -109,8 +110,15 @@ def integer_codes(
 
 def palette_codes(tensor: ir.TensorProtocol, layout: Layout, bits: int) -> Codes:
     """Codes of which a channel has 2**bits different ones at most, see palettes.py."""
-    stored = codes_of(tensor, layout, bits)
+    return _stored_codes(codes_of(tensor, layout, bits))
 
+
+def codebook_codes(tensor: ir.TensorProtocol, layout: Layout, bits: int) -> Codes:
+    """Codes of which neighbours are one of few vectors, see codebooks.py."""
+    return _stored_codes(codebooks.codes_of(tensor, layout, bits))
+
+
+def _stored_codes(stored: StoredCodes) -> Codes:
     def codes(scales: Floats) -> ir.TensorProtocol:
         return rescaled(stored, scales)
 

@@ -182,6 +182,21 @@ PACKED = {
         np.ascontiguousarray(own_values(64, 144, 8).T),
         "channel_palettes",
     ),
+    "vectors": (
+        np.random.default_rng(9)
+        .integers(-64, 65, (200, 9))
+        .astype(np.int8)[np.random.default_rng(10).integers(0, 200, 4096)]
+        .reshape(64, 64, 3, 3),
+        "codebook",
+    ),
+    "vectors of columns": (
+        np.random.default_rng(9)
+        .integers(-64, 65, (250, 8))
+        .astype(np.int8)[np.random.default_rng(10).integers(0, 250, 4096)]
+        .reshape(128, 256)
+        .T.copy(),
+        "codebook",
+    ),
     "own values and zeros": (
         own_values(64, 576, 16) * (np.random.default_rng(8).random((64, 576)) < 0.2),
         "channel_palettes",

@@ -40,6 +40,15 @@ def own_values(shape, count, kept=1.0):
     return codes
 
 
+VECTORS = RANDOM.integers(-64, 65, (200, 9)).astype(np.int8)
+
+
+def of_vectors(vectors, shape):
+    """Codes made of some vectors."""
+    count = int(np.prod(shape)) // vectors.shape[1]
+    return RANDOM.choice(vectors, count).reshape(shape)
+
+
 def turned(array):
     return np.ascontiguousarray(np.moveaxis(array, 0, -1))
 
@@ -61,6 +70,11 @@ TOGETHER = {
     "palettes of the last axis": [
         turned(own_values((32, 16, 9), 7)),
         turned(own_values((32, 20, 9), 7)),
+    ],
+    "one codebook": [
+        of_vectors(VECTORS, (64, 32, 3, 3)),
+        of_vectors(VECTORS[:100], (32, 16, 3, 3)),
+        turned(of_vectors(VECTORS[50:], (32, 450))),
     ],
     "palettes and zeros": [
         own_values((64, 300), 15, 0.2),
@@ -264,3 +278,16 @@ def test_numbers_that_no_decoder_takes_stay():
     outcome = Pack().run(model, NullContext())
     assert not outcome.changed
     assert any("no operators" in each.reason for each in outcome.declined)
+
+
+def test_codebooks_that_differ_stay_apart():
+    """Together they would be more vectors than a byte can name."""
+    others = RANDOM.integers(-64, 65, (200, 9)).astype(np.int8)
+    arrays = [of_vectors(VECTORS, (64, 288)), of_vectors(others, (64, 288))]
+    model, outcome = packed(arrays)
+    assert outcome.stats["codebook"] == 2
+    assert ops_of(model)["Split"] == 0
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
+    rows = {f"r{i}": np.arange(len(array)) for i, array in enumerate(arrays)}
+    for decoded, array in zip(session.run(None, rows), arrays, strict=True):
+        assert decoded.tobytes() == array.tobytes()
