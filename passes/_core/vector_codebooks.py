@@ -78,7 +78,7 @@ def codebook_of(tensor: ir.TensorProtocol) -> VectorCodebook | None:
         return None
     for axis in (0, rank - 1):
         layout = Layout.of(shape, axis)
-        for length in _lengths(layout):
+        for length in _likely_lengths(tensor, layout):
             vectors = _distinct(tensor, layout, length)
             if vectors is not None:
                 index = _index(tensor, layout, vectors)
@@ -86,11 +86,25 @@ def codebook_of(tensor: ir.TensorProtocol) -> VectorCodebook | None:
     return None
 
 
-def _lengths(layout: Layout) -> list[int]:
-    """Lengths that divide a channel, the longest first."""
+def _likely_lengths(tensor: ir.TensorProtocol, layout: Layout) -> list[int]:
+    """Lengths that divide a channel, the longest first, but those of too many vectors at once."""
+    _, block = next(blocks(tensor, layout.granule))
+    view, _ = layout.view(block, 0)
+    rows = layout.rows(view)
     width = layout.outer * layout.inner
-    every = sorted(itertools.chain(*LENGTHS.values()), reverse=True)
-    return [length for length in every if width % length == 0]
+    likely = []
+    for length in sorted(itertools.chain(*LENGTHS.values()), reverse=True):
+        if width % length == 0 and len(_few(rows, length)) <= MOST_VECTORS:
+            likely.append(length)
+    return likely
+
+
+def _few(rows: Array, length: int) -> Vectors:
+    """The different ones among HEAD vectors of the first part of a weight."""
+    held = rows.shape[1] // length * length
+    channels = HEAD * length // max(held, 1) + 1
+    vectors = vectors_of(rows[:channels, :held], length)
+    return merged([vectors[:HEAD]])
 
 
 def _distinct(tensor: ir.TensorProtocol, layout: Layout, length: int) -> Vectors | None:
@@ -103,14 +117,11 @@ def _distinct(tensor: ir.TensorProtocol, layout: Layout, length: int) -> Vectors
         granule *= length
     for start, block in blocks(tensor, granule):
         view, _ = layout.view(block, start)
-        rows = layout.rows(view)
-        few = HEAD * length // rows.shape[1] + 1
-        for part in (rows[:few], rows[few:]):
-            vectors = vectors_of(part, length)
-            found = merged([found, vectors])
-            if len(found) > MOST_VECTORS:
-                return None
-            occupied += int(np.count_nonzero(vectors.any(axis=1)))
+        vectors = vectors_of(layout.rows(view), length)
+        found = merged([found, vectors])
+        if len(found) > MOST_VECTORS:
+            return None
+        occupied += int(np.count_nonzero(vectors.any(axis=1)))
     # zeros say nothing: most of many are pruned, and what is left is there once or twice
     if len(found) * LEAST_REPEATS > occupied:
         return None

@@ -412,3 +412,19 @@ def test_toml_names_what_differs_from_the_defaults():
         '[[passes]]\npass = "quant"\nform = "palette"\nlayers = [\n    "a=float",\n]\nbits = 4\n'
         '\n[[passes]]\npass = "strip"\n'
     )
+
+
+def test_forms_that_keep_no_zeros_are_not_behind_pruning():
+    menu_range = range_for(Goal("accuracy", max_bytes=50))
+    forms = {each.form for each in menu_range.forms_behind("")}
+    assert {"codebook:1", "codebook:2", "palette:1"} <= forms
+    assert menu_range.forms_behind("prune-channels") == menu_range.forms
+    behind = [each.form for each in menu_range.forms_behind("prune(min_sqnr=14)")]
+    assert "palette:1" in behind
+    assert not any(form.startswith("codebook") for form in behind)
+
+
+def test_every_form_is_pipeline_text():
+    for kind in range_for(Goal("accuracy", max_bytes=50)).forms:
+        (quant,) = parse(kind.text).passes
+        assert quant.bits == kind.bits

@@ -63,6 +63,7 @@ AIMS: dict[Aim, AimFacts] = {
                 "simplify, prune, quant(palette, bits=4), strip",
                 "simplify, quant(palette, bits=3), strip",
                 "simplify, prune(sparsity=0.5), quant(palette, bits=3), strip",
+                "simplify, quant(codebook, bits=2), strip",
             ),
             "gpu": (
                 "simplify, quant(fp16), strip",

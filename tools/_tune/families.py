@@ -273,6 +273,7 @@ TEMPLATES: dict[Objective, tuple[str, ...]] = {
         "simplify, prune(sparsity=0.5), quant(palette, bits=4), strip",
         "simplify, prune(sparsity=0.5), quant(palette, bits=3), strip",
         "simplify, prune, quant(palette, bits=4), strip",
+        "simplify, quant(codebook, bits=2), strip",
     ),
     "latency": (
         "simplify, quant, strip",

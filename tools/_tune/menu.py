@@ -44,18 +44,26 @@ class FormKind:
     """A form, and pipeline text of the pass that makes all layers of it.
 
     `bits`: of a weight's code. `like`: a form whose figures tell those of this one, which is then
-    not made.
+    not made. `keeps_zeros`: pruned weights stay pruned.
     """
 
     form: str
     text: str
     bits: int
     like: str | None = None
+    keeps_zeros: bool = True
 
 
 def _palette(bits: int, like: str | None = None) -> FormKind:
     text = f"quant(palette, bits={bits}, ends=same, measure=false)"
     return FormKind(f"palette:{bits}", text, bits, like)
+
+
+def _codebook(bits: int) -> FormKind:
+    form = f"codebook:{bits}"
+    # by name: of one bit the smallest layers would have two
+    text = f'quant(codebook, bits={bits}, layers=["*={form}"], measure=false)'
+    return FormKind(form, text, bits, keeps_zeros=False)
 
 
 INTEGER_FORMS = (
@@ -65,6 +73,7 @@ INTEGER_FORMS = (
     _palette(4),
     _palette(3),
     _palette(2),
+    _codebook(2),
 )
 """Forms that integer kernels of a CPU run, from the most bits to the fewest."""
 
@@ -88,6 +97,12 @@ class MenuRange:
 
     before: tuple[str, ...]
     forms: tuple[FormKind, ...]
+
+    def forms_behind(self, before: str) -> tuple[FormKind, ...]:
+        """Forms that keep what a pass before them took."""
+        if not before.startswith("prune") or before.startswith("prune-channels"):
+            return self.forms
+        return tuple(kind for kind in self.forms if kind.keeps_zeros)
 
 
 WITHIN_ACCURACY = MenuRange(
@@ -113,7 +128,7 @@ WITHIN_BYTES = MenuRange(
         "prune(min_sqnr=18)",
         "prune(min_sqnr=11)",
     ),
-    (*INTEGER_FORMS, _palette(1)),
+    (*INTEGER_FORMS, _palette(1), _codebook(1)),
 )
 """Range of searches of which bytes are limited and accuracy is not: harsher pruning, fewer bits.
 

@@ -96,7 +96,7 @@ def _menus(
             before,
             menu_settings.method,
             menu_settings.keep,
-            menu_range.forms,
+            menu_range.forms_behind(before),
         )
         name = f"{menu_settings.method}-{fewest}-{before}"
         found = menu_settings.menu(name, make)

@@ -1,4 +1,4 @@
-"""The table of palettes: accuracy, bytes and time of `quant(palette)` beside uniform bits and int8.
+"""The table of palettes and codebooks: accuracy, bytes and time beside uniform bits and int8.
 
     python tools/dev/bench_palettes.py [--only cifar10_resnet56 …] [--seconds 2]
 
@@ -31,17 +31,30 @@ from rich.table import Table
 
 INT8 = "quant"
 PALETTE_4 = "quant(palette, bits=4)"
+PALETTE_2 = "quant(palette, bits=2)"
+CODEBOOK_2 = "quant(codebook, bits=2)"
+CODEBOOK_1 = "quant(codebook, bits=1)"
 PIPELINES = {
-    "cifar10_resnet20": [INT8, "quant(bits=4)", PALETTE_4],
+    "cifar10_resnet20": [
+        INT8,
+        "quant(bits=4)",
+        PALETTE_4,
+        PALETTE_2,
+        CODEBOOK_2,
+        CODEBOOK_1,
+    ],
     "cifar10_resnet56": [
         INT8,
         "quant(bits=4)",
         PALETTE_4,
         "quant(bits=3)",
         "quant(palette, bits=3)",
+        PALETTE_2,
+        CODEBOOK_2,
+        CODEBOOK_1,
     ],
-    "efficientnet_lite0": [INT8, "quant(bits=4)", PALETTE_4],
-    "minilm_l6_v2": [INT8, "quant(bits=4)", PALETTE_4],
+    "efficientnet_lite0": [INT8, "quant(bits=4)", PALETTE_4, PALETTE_2, CODEBOOK_2],
+    "minilm_l6_v2": [INT8, "quant(bits=4)", PALETTE_4, PALETTE_2, CODEBOOK_2],
 }
 """Pipelines of each model, int8 first: the others are compared with it."""
 
