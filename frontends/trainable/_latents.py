@@ -59,6 +59,9 @@ FEW = 16
 Measured in docs/decisions/2026-11-22-training-few-bits.md.
 """
 
+MOST_ROWS = 256
+"""Rows of a table of digits at most: one for each byte."""
+
 IN_CELL = 0.49
 """Largest distance of a latent from its code, in steps: below a half, so that it rounds to it.
 
@@ -443,6 +446,11 @@ def _table_behind(value: ir.Value) -> tuple[ir.Node, ir.TensorProtocol] | None:
         return None
     table = gather.inputs[0].const_value
     if table is None or table.dtype != D.INT8 or len(table.shape) != 2:
+        return None
+    # of digits it has every row that there is: a codebook of vectors has not
+    distinct = len(np.unique(table.numpy()))
+    width = int(table.shape.numpy()[1])
+    if distinct**width > MOST_ROWS:
         return None
     return gather, table
 

@@ -11,13 +11,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...passes._core.channel_palettes import ChannelPalettes, channel_palettes_of
+from ...passes._core.channel_palettes import channel_palettes_of
 from ...passes._core.vector_codebooks import (
     MOST_VECTORS,
     VectorCodebook,
     codebook_of,
     merged,
 )
+from ...passes._quant.palette_values import HIGHEST
 from ._rounding import Tensor, on_codebook, on_palette
 
 Floats = NDArray[np.float64]
@@ -25,6 +26,9 @@ Floats = NDArray[np.float64]
 LEAST_REPEATS = 2
 """Times that codes of a channel occur, in the mean, where they are a palette; chosen by hand."""
 
+
+LEAST_NONZEROS = 0.5
+"""Share of the elements of a codebook that are not zero; chosen by hand: of pruned ones few are."""
 
 AT_ONCE = 1 << 12
 """Vectors for which the distances to a whole codebook are held."""
@@ -247,16 +251,12 @@ def values_of(
     found: dict[ir.Value, CodeValues] = {}
     by_length: dict[int, dict[ir.Value, VectorCodebook]] = {}
     for value, tensor in tensors:
-        palettes = channel_palettes_of(tensor)
+        palette = _channel_values(tensor)
         codebook = codebook_of(tensor)
-        if codebook is not None and _is_smaller(codebook, palettes):
+        if codebook is not None and _is_codebook(codebook, palette):
             alike = by_length.setdefault(codebook.length, {})
             alike[value] = codebook
-            continue
-        if palettes is None:
-            continue
-        palette = _channel_values(tensor, palettes)
-        if palette is not None:
+        elif palette is not None:
             found[value] = palette
     for alike in by_length.values():
         found.update(_vector_values(alike))
@@ -279,18 +279,27 @@ def _vector_values(
     return found
 
 
-def _is_smaller(codebook: VectorCodebook, palettes: ChannelPalettes | None) -> bool:
-    """True if numbers of vectors take fewer bits than indices into palettes of channels."""
-    if palettes is None:
+def _is_codebook(codebook: VectorCodebook, palette: ChannelValues | None) -> bool:
+    """True if vectors are what a weight was made of; other codes may have few by chance."""
+    vectors = codebook.vectors
+    # plain codes of 8 bits, of kernels that repeat
+    if np.abs(vectors.astype(np.int16)).max() > HIGHEST:
+        return False
+    # pruned weights, whose zeros must stay
+    if np.count_nonzero(vectors) < LEAST_NONZEROS * vectors.size:
+        return False
+    if palette is None:
         return True
-    bits = math.log2(max(palettes.table.shape[1], 2))
-    return math.log2(MOST_VECTORS) / codebook.length < bits
+    # few values of channels make few vectors, too, but take fewer bits
+    bits_of_palette = math.log2(palette.steps + 1)
+    return math.log2(MOST_VECTORS) / codebook.length < bits_of_palette
 
 
-def _channel_values(
-    tensor: ir.TensorProtocol, found: ChannelPalettes
-) -> ChannelValues | None:
+def _channel_values(tensor: ir.TensorProtocol) -> ChannelValues | None:
     """Few codes that channels have over and over; None where that may be chance."""
+    found = channel_palettes_of(tensor)
+    if found is None:
+        return None
     shape = tuple(int(dim) for dim in tensor.shape.numpy())
     # most of many zeros are pruned, and what is left is there once or twice
     nonzeros = int(np.count_nonzero(tensor.numpy()))

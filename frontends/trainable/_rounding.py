@@ -15,6 +15,10 @@ from ...passes._core.saturation import LARGEST_CODE, PAIR_LIMIT, KernelPairs
 Tensor = Any
 
 
+AT_ONCE = 1 << 14
+"""Vectors whose distances to a whole codebook are held at a time."""
+
+
 class Round(torch.autograd.Function):  # type: ignore[misc]  # torch comes without types here
     """Half to even; the gradient passes."""
 
@@ -196,10 +200,7 @@ class _OnCodebook(torch.autograd.Function):  # type: ignore[misc]  # torch comes
         values = whole.to(x)
         channels_first = x.movedim(axis, 0)
         vectors = channels_first.reshape(-1, values.shape[1])
-        half_squares = (values**2).sum(dim=1) / 2
-        # the nearest: of least |value|^2 / 2 - value . x
-        closeness = torch.addmm(-half_squares, vectors, values.T)
-        index = closeness.argmax(dim=1)
+        index = _nearest(vectors, values)
         codes = values[index].reshape(channels_first.shape).movedim(0, axis)
         context.save_for_backward(index, whole)
         context.axis = axis
@@ -215,6 +216,19 @@ class _OnCodebook(torch.autograd.Function):  # type: ignore[misc]  # torch comes
         of_values = torch.zeros_like(whole)
         of_values.index_add_(0, index, vectors.to(of_values))
         return gradient, of_values, None
+
+
+def _nearest(vectors: Tensor, values: Tensor) -> Tensor:
+    """The number of the nearest value (count, length) for each vector (n, length)."""
+    half_squares = (values**2).sum(dim=1) / 2
+    parts = []
+    # in single precision, as the codes that are written: some are nearly as near as others
+    with torch.autocast(vectors.device.type, enabled=False):
+        for part in vectors.split(AT_ONCE):
+            # the nearest: of least |value|^2 / 2 - value . x
+            closeness = torch.addmm(-half_squares, part, values.T)
+            parts.append(closeness.argmax(dim=1))
+    return torch.cat(parts)
 
 
 def softened(x: Tensor, code: Tensor, rounding: Tensor) -> Tensor:

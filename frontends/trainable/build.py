@@ -17,7 +17,7 @@ from ._codegen import Emitter
 from ._constants import stored_tensor
 from ._dtypes import to_carrier
 from ._gradient_flow import cuts_of
-from ._latents import find_latents, scales_of
+from ._latents import Latent, find_latents, scales_of
 from ._layout import laid_out
 from ._ops.cast import small_float
 from ._program import Known, Program
@@ -54,7 +54,10 @@ def to_torch(
     puts trained weights into it. Errors: RefusedError for a node that cannot be run, UsageError for
     an unknown name in `train` or `taps`.
     """
-    origins = _origins(model, train, qat, originals)
+    latents = {}
+    if train is not False and qat != "off":
+        latents = find_latents(model, originals)
+    origins = _origins(model, train, qat, latents)
     names, sources = _named(origins, soft)
     shared = [value for value, origin in origins.items() if origin.shared]
     program = Program()
@@ -86,7 +89,8 @@ def to_torch(
     run = _compiled(written.source, program, _graph_name(model))
     module = TrainableModule(provenance, run, program.buffers)
     _add_parameters(module, masks or {}, soft)
-    _hold_palettes(module, qat)
+    others = [latent for codes, latent in latents.items() if codes not in origins]
+    _hold_palettes(module, qat, others)
     return module
 
 
@@ -108,13 +112,12 @@ def _origins(
     model: ir.Model,
     train: bool | Collection[str],
     qat: Qat,
-    originals: Arrays | None,
+    latents: Mapping[ir.Value, Latent],
 ) -> dict[ir.Value, Origin]:
     """Find the constants to train, by the value that a parameter stands for."""
     origins = trainable_values(model, train, qat == "learned")
     if train is False:
         return origins
-    latents = find_latents(model, originals) if qat != "off" else {}
     # keyed by the codes, which may be unpacked from what is stored: the parameter replaces
     # all of the unpacking
     for codes, latent in latents.items():
@@ -189,13 +192,21 @@ def _palettes(parameters: Mapping[str, Origin]) -> dict[str, Origin]:
     return found
 
 
-def _hold_palettes(module: TrainableModule, qat: Qat) -> None:
-    """Leave palettes as they are whose scales do not train either."""
+def _hold_palettes(module: TrainableModule, qat: Qat, others: Iterable[Latent]) -> None:
+    """Leave palettes as they are whose scales do not train either.
+
+    `others`: codes that do not train. A codebook that they share stays, or there would be two.
+    """
+    palettes = [latent.palette for latent in others if latent.palette is not None]
+    shared = {id(palette.values) for palette in palettes}
     for name, origin in module.origins.items():
         if not origin.is_palette:
             continue
-        assert origin.latent is not None
-        if qat in ("off", "fixed") or not origin.latent.is_coarse:
+        latent = origin.latent
+        assert latent is not None
+        assert latent.palette is not None
+        is_shared = id(latent.palette.values) in shared
+        if is_shared or qat in ("off", "fixed") or not latent.is_coarse:
             module.get_parameter(name).requires_grad_(False)
 
 

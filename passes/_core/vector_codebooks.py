@@ -28,7 +28,7 @@ LENGTHS = {1: (9, 8, 10, 7), 2: (4, 5, 3)}
 Nine are a kernel of 3 x 3.
 """
 
-LEAST_REPEATS = 2
+LEAST_REPEATS = 1.5
 """Times that vectors other than zeros occur, in the mean, where they make a codebook; chosen by
 hand.
 """
@@ -92,11 +92,9 @@ def _likely_lengths(tensor: ir.TensorProtocol, layout: Layout) -> list[int]:
     view, _ = layout.view(block, 0)
     rows = layout.rows(view)
     width = layout.outer * layout.inner
-    likely = []
-    for length in sorted(itertools.chain(*LENGTHS.values()), reverse=True):
-        if width % length == 0 and len(_few(rows, length)) <= MOST_VECTORS:
-            likely.append(length)
-    return likely
+    every = sorted(itertools.chain(*LENGTHS.values()), reverse=True)
+    dividing = [length for length in every if width % length == 0]
+    return [each for each in dividing if len(_few(rows, each)) <= MOST_VECTORS]
 
 
 def _few(rows: Array, length: int) -> Vectors:
@@ -123,7 +121,8 @@ def _distinct(tensor: ir.TensorProtocol, layout: Layout, length: int) -> Vectors
             return None
         occupied += int(np.count_nonzero(vectors.any(axis=1)))
     # zeros say nothing: most of many are pruned, and what is left is there once or twice
-    if len(found) * LEAST_REPEATS > occupied:
+    told_apart = int(np.count_nonzero(found.any(axis=1)))
+    if told_apart * LEAST_REPEATS > occupied or not told_apart:
         return None
     return found
 

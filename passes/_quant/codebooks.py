@@ -19,9 +19,16 @@ from numpy.typing import NDArray
 
 from .._core.channel_layout import Layout
 from .._core.half_precision import scales_on_halves
-from .._core.vector_codebooks import MOST_VECTORS, length_for, vectors_of
+from .._core.vector_codebooks import (
+    MOST_VECTORS,
+    codebook_of,
+    length_for,
+    vectors_of,
+)
 from .palette_values import HIGHEST
 from .palettes import STORED, StoredCodes
+from .palettes import rescaled as rescaled_steps
+from .weights import Floats
 
 MOST_BITS = 2
 """Bits a weight beyond which palettes lose no more."""
@@ -149,18 +156,42 @@ def codes_of(tensor: ir.TensorProtocol, layout: Layout, bits: int) -> StoredCode
     codebook = fitted([vectors])
     relative_codes = codebook.codes * np.float32(codebook.unit)
     nearest = nearest_vectors(vectors, relative_codes)
-    by_channel = codebook.codes[nearest].astype(np.int8)
-    channels_first = by_channel.reshape(
+    codes = codebook.codes[nearest].astype(np.int8)
+    in_codes = scales * codebook.unit
+    return StoredCodes(
+        _in_place(codes, layout, tensor),
+        scales_on_halves(in_codes),
+        layout,
+    )
+
+
+def rescaled(stored: StoredCodes, scales: Floats) -> ir.TensorProtocol:
+    """Codes for scales that had to be larger: of the same vectors, the nearest ones."""
+    factors = (stored.scales / scales).astype(np.float32)
+    found = codebook_of(stored.codes)
+    if found is None or np.allclose(factors, 1.0, rtol=1e-6):
+        return rescaled_steps(stored, scales)
+    layout = stored.layout
+    view, _ = layout.view(stored.codes.numpy().reshape(-1), 0)
+    rows = np.array(layout.rows(view))
+    is_moved = ~np.isclose(factors, 1.0, rtol=1e-6)
+    moved = rows[is_moved] * factors[is_moved, None]
+    wanted = vectors_of(moved.astype(np.float32), found.length)
+    nearest = nearest_vectors(wanted, found.vectors.astype(np.float32))
+    chosen = found.vectors[nearest]
+    rows[is_moved] = chosen.reshape(moved.shape)
+    return _in_place(rows, layout, stored.codes)
+
+
+def _in_place(
+    rows: NDArray[np.int8], layout: Layout, weight: ir.TensorProtocol
+) -> ir.TensorProtocol:
+    """Codes of channels (channels, width) in the order and shape of a weight."""
+    channels_first = rows.reshape(
         layout.channels,
         layout.outer,
         layout.inner,
     )
-    in_place = np.moveaxis(channels_first, 0, 1)
-    contiguous = np.ascontiguousarray(in_place)
-    codes = contiguous.reshape(tensor.shape.numpy())
-    in_codes = scales * codebook.unit
-    return StoredCodes(
-        ir.Tensor(codes),
-        scales_on_halves(in_codes),
-        layout,
-    )
+    in_order = np.moveaxis(channels_first, 0, 1)
+    contiguous = np.ascontiguousarray(in_order)
+    return ir.Tensor(contiguous.reshape(weight.shape.numpy()))

@@ -141,9 +141,9 @@ def choices(
             if is_tied(layer.weight) and found[layer].form == "blocked":
                 found[layer] = Choice("blocked", 8)
     if default.bits == 1:
-        for layer in _smallest(layers, FORMS[default.form].small_share):
-            if found[layer] == default:
-                found[layer] = Choice(default.form, 2)
+        usual = [layer for layer in layers if found[layer] == default]
+        for layer in _smallest(usual, FORMS[default.form].small_share):
+            found[layer] = Choice(default.form, 2)
     for layer in layers:
         form = found[layer].form
         if layer.width < FORMS[form].least_width:

@@ -265,6 +265,7 @@ FORMS: dict[str, Form] = {
         least_bits=1,
         most_bits=codebooks.MOST_BITS,
         codes="codebook",
+        least_width=LEAST_WIDTH,
         fits=codebooks.fits,
         largest_end=LARGEST_END,
         small_share=codebooks.SMALL_SHARE,

@@ -110,17 +110,21 @@ def integer_codes(
 
 def palette_codes(tensor: ir.TensorProtocol, layout: Layout, bits: int) -> Codes:
     """Codes of which a channel has 2**bits different ones at most, see palettes.py."""
-    return _stored_codes(codes_of(tensor, layout, bits))
+    return _stored_codes(codes_of(tensor, layout, bits), rescaled)
 
 
 def codebook_codes(tensor: ir.TensorProtocol, layout: Layout, bits: int) -> Codes:
     """Codes of which neighbours are one of few vectors, see codebooks.py."""
-    return _stored_codes(codebooks.codes_of(tensor, layout, bits))
+    stored = codebooks.codes_of(tensor, layout, bits)
+    return _stored_codes(stored, codebooks.rescaled)
 
 
-def _stored_codes(stored: StoredCodes) -> Codes:
+def _stored_codes(
+    stored: StoredCodes,
+    rescale: Callable[[StoredCodes, Floats], ir.TensorProtocol],
+) -> Codes:
     def codes(scales: Floats) -> ir.TensorProtocol:
-        return rescaled(stored, scales)
+        return rescale(stored, scales)
 
     return Codes(
         stored.scales.astype(np.float32),

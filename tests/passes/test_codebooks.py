@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 from onnx_opt import RefusedError, UsageError
 from onnx_opt.passes._base import NullContext
+from onnx_opt.passes._core.channel_layout import Layout
 from onnx_opt.passes._core.half_precision import are_halves, scales_on_halves
 from onnx_opt.passes._core.vector_codebooks import (
     MOST_VECTORS,
@@ -13,7 +14,13 @@ from onnx_opt.passes._core.vector_codebooks import (
     length_for,
     merged,
 )
-from onnx_opt.passes._quant.codebooks import fitted, nearest_vectors, relative_vectors
+from onnx_opt.passes._quant.codebooks import (
+    codes_of,
+    fits,
+    fitted,
+    nearest_vectors,
+    relative_vectors,
+)
 from onnx_opt.passes._quant.palette_values import HIGHEST
 from onnx_opt.passes.pack import Pack
 from onnx_opt.passes.quant import Quant
@@ -291,6 +298,27 @@ def test_channels_of_zeros_stay_zeros(calibrated):
     assert not codes[::5].any()
     assert length_of(codes) == 4
     assert sqnr(wanted, outputs(model, FEEDS)) > 3
+
+
+def test_nearly_silent_channels_stay_vectors(calibrated):
+    """A bias beyond int32 widens the scale of a channel, and codes are chosen anew for it."""
+    weights = {name: array.copy() for name, array in WEIGHTS.items()}
+    weights["w2"][3] *= 1e-6
+    weights["b2"][3] = 3
+    model = model_of(WIDE, **weights)
+    wanted = outputs(model, FEEDS)
+    Quant(form="codebook", bits=2).run(model, calibrated([FEEDS]))
+    assert length_of(codes_in(model)["w2"]) == 4
+    assert sqnr(wanted, outputs(model, FEEDS)) > 3
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (128, 32)])
+def test_the_smallest_layers_that_fit_are_found_again(shape):
+    tensor = ir.Tensor(normal(*shape))
+    bits = 2 if shape[0] == 64 else 1
+    assert fits(*shape, bits)
+    stored = codes_of(tensor, Layout.of(shape, 0), bits)
+    assert codebook_of(stored.codes) is not None
 
 
 @pytest.mark.parametrize("bits", [3, 8])

@@ -8,7 +8,9 @@ from onnx_opt.frontends.trainable import coarsest_grid, to_torch, write_back
 from onnx_opt.frontends.trainable._latents import find_latents
 from onnx_opt.frontends.trainable._palettes import ChannelValues, VectorValues
 from onnx_opt.frontends.trainable._rounding import on_codebook
+from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core.vector_codebooks import codebook_of, merged
+from onnx_opt.passes.pack import Pack
 from trainable_models import conv_of_codes, ir_model, matmul_of_codes, normal
 
 LAYERS = {
@@ -193,3 +195,47 @@ def test_few_values_of_channels_are_palettes_though_vectors_repeat():
 def test_codebooks_count_as_few_bits():
     assert coarsest_grid(model_with("Conv")) < 1
     assert coarsest_grid(model_with("MatMul")) == 1
+
+
+def test_a_codebook_stays_where_some_of_its_weights_do():
+    vectors = vectors_of(80, 8)
+    model = two_layers(vectors, vectors)
+    for train, learns in ((["v_q"], False), (["v_q", "w_q"], True)):
+        module = to_torch(model, train=train, qat="weights")
+        (palette,) = (n for n in module.provenance.origins if "palette" in n)
+        assert module.get_parameter(palette).requires_grad == learns
+
+
+def test_pruned_weights_of_few_values_keep_their_zeros():
+    random = np.random.default_rng(0)
+    codes = random.choice([-9, 9], (4, 1000, 3, 3)) * (
+        random.random((4, 1000, 3, 3)) > 0.95
+    )
+    model = ir_model(conv_of_codes(1000))
+    with_codes(model, "w_q", codes.astype(np.int8))
+    (latent,) = find_latents(model, None).values()
+    assert not isinstance(latent.palette, VectorValues)
+
+
+def test_kernels_that_repeat_in_plain_codes_are_no_codebook():
+    random = np.random.default_rng(0)
+    codes = random.integers(-127, 128, (4, 32, 3, 3)).astype(np.int8)
+    model = ir_model(conv_of_codes(96))
+    with_codes(model, "w_q", np.repeat(codes, 3, axis=1))
+    (latent,) = find_latents(model, None).values()
+    assert not isinstance(latent.palette, VectorValues)
+
+
+def test_vectors_as_long_as_a_channel_are_a_codebook():
+    model = ir_model(matmul_of_codes(9))
+    codes = codes_of(vectors_of(200, 9), (9, 1200), -1)
+    with_codes(model, "w_q", codes)
+    (latent,) = find_latents(model, None).values()
+    assert isinstance(latent.palette, VectorValues)
+
+
+def test_a_decoder_of_vectors_is_no_table_of_digits():
+    model = model_with("Conv")
+    outcome = Pack().run(model, NullContext())
+    assert outcome.stats["codebook"] == 1
+    assert coarsest_grid(model) == np.inf
