@@ -12,13 +12,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...passes._core.channel_palettes import channel_palettes_of
+from ...passes._core.saturation import PAIR_LIMIT
 from ...passes._core.vector_codebooks import (
     MOST_VECTORS,
     VectorCodebook,
     codebook_of,
     merged,
 )
-from ...passes._quant.palette_values import HIGHEST
 from ._rounding import Tensor, on_codebook, on_palette
 
 Floats = NDArray[np.float64]
@@ -281,18 +281,22 @@ def _vector_values(
 
 def _is_codebook(codebook: VectorCodebook, palette: ChannelValues | None) -> bool:
     """True if vectors are what a weight was made of; other codes may have few by chance."""
-    vectors = codebook.vectors
+    vectors = codebook.vectors.astype(np.int16)
+    sizes = np.abs(vectors)
+    largest = sizes.max()
     # plain codes of 8 bits, of kernels that repeat
-    if np.abs(vectors.astype(np.int16)).max() > HIGHEST:
+    if largest > PAIR_LIMIT // 2:
         return False
     # pruned weights, whose zeros must stay
-    if np.count_nonzero(vectors) < LEAST_NONZEROS * vectors.size:
+    nonzeros = np.count_nonzero(sizes)
+    if nonzeros < LEAST_NONZEROS * sizes.size:
         return False
     if palette is None:
         return True
     # few values of channels make few vectors, too, but take fewer bits
     bits_of_palette = math.log2(palette.steps + 1)
-    return math.log2(MOST_VECTORS) / codebook.length < bits_of_palette
+    bits_of_vectors = math.log2(MOST_VECTORS)
+    return bits_of_vectors / codebook.length < bits_of_palette
 
 
 def _channel_values(tensor: ir.TensorProtocol) -> ChannelValues | None:

@@ -166,9 +166,8 @@ def _named(
         name = attribute_name(origin.name, taken)
         taken.add(name)
         names[value] = name
-    palettes = palette_names(
-        {name: origins[value] for value, name in names.items()},
-    )
+    by_name = {name: origins[value] for value, name in names.items()}
+    palettes = palette_names(by_name)
     for value, origin in origins.items():
         name = names[value]
         source = f"self.{name}"

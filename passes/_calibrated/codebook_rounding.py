@@ -198,8 +198,9 @@ def _vector_by_vector(
     width = rows.shape[1]
     column = scales[:, None]
     for start in range(0, width, length):
-        own = slice(start, start + length)
-        behind = slice(start + length, width)
+        stop = start + length
+        own = slice(start, stop)
+        behind = slice(stop, width)
         # in these coordinates the error of the outputs is a plain distance
         to_error = np.linalg.inv(upper[own, own])
         wanted = left[:, own]

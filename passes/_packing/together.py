@@ -201,33 +201,41 @@ def _draft_palettes(parts: Sequence[StoredPart], draft: Draft) -> list[ir.Value]
     """The same of parts with palettes: rows of one length are looked up at once."""
     by_length: dict[int, list[StoredPart]] = {}
     for part in parts:
-        by_length.setdefault(_row_length(part), []).append(part)
+        length = _row_length(part)
+        alike = by_length.setdefault(length, [])
+        alike.append(part)
     in_order = list(itertools.chain.from_iterable(by_length.values()))
-    tables = np.concatenate([_palettes(part).table for part in in_order])
-    stored = stored_table(draft, tables)
+    tables = [_palettes(part).table for part in in_order]
+    stored = stored_table(draft, np.concatenate(tables))
+    decoded = _decoded(in_order, draft)
     sizes = []
     rows = []
     for alike in by_length.values():
-        sizes.append(sum(part.size for part in alike))
-        rows.append(sum(_groups(part) for part in alike))
-    indices = _split_up(draft, _decoded(in_order, draft), sizes)
+        size = sum(part.size for part in alike)
+        count = sum(_groups(part) for part in alike)
+        sizes.append(size)
+        rows.append(count)
+    indices = _split_up(draft, decoded, sizes)
     palettes = _split_up(draft, stored, rows)
     constants = {}
     looked_up = zip(by_length.items(), palettes, indices, strict=True)
     for (length, alike), table, flat in looked_up:
         index = draft.node("Reshape", flat, [-1, length])
         elements = by_palettes(draft, table, index)
-        pieces = _split_up(draft, elements, [_groups(part) for part in alike])
+        groups_each = [_groups(part) for part in alike]
+        pieces = _split_up(draft, elements, groups_each)
         for part, piece in zip(alike, pieces, strict=True):
             layout = _palettes(part).layout
-            constants[part] = in_shape(draft, layout, piece, part.dims)
+            constant = in_shape(draft, layout, piece, part.dims)
+            constants[part] = constant
     return [constants[part] for part in parts]
 
 
 def _draft_codebooks(parts: Sequence[StoredPart], draft: Draft) -> list[ir.Value]:
     """The same of parts with codebooks, which become one where it is small enough."""
     codebooks = [_codebook(part) for part in parts]
-    vectors = merged([codebook.vectors for codebook in codebooks])
+    every = [codebook.vectors for codebook in codebooks]
+    vectors = merged(every)
     if len(vectors) > MOST_VECTORS:
         return draft_apart(parts, draft)
     indices = [_renumbered(codebook, vectors) for codebook in codebooks]
@@ -236,7 +244,9 @@ def _draft_codebooks(parts: Sequence[StoredPart], draft: Draft) -> list[ir.Value
     pieces = _split_up(draft, decoded, sizes)
     constants = []
     for part, codebook, piece in zip(parts, codebooks, pieces, strict=True):
-        constants.append(in_shape(draft, codebook.layout, piece, part.dims))
+        layout = codebook.layout
+        constant = in_shape(draft, layout, piece, part.dims)
+        constants.append(constant)
     return constants
 
 

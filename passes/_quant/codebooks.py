@@ -168,15 +168,18 @@ def codes_of(tensor: ir.TensorProtocol, layout: Layout, bits: int) -> StoredCode
 def rescaled(stored: StoredCodes, scales: Floats) -> ir.TensorProtocol:
     """Codes for scales that had to be larger: of the same vectors, the nearest ones."""
     factors = (stored.scales / scales).astype(np.float32)
+    is_kept = np.isclose(factors, 1.0, rtol=1e-6)
     found = codebook_of(stored.codes)
-    if found is None or np.allclose(factors, 1.0, rtol=1e-6):
+    if found is None or is_kept.all():
         return rescaled_steps(stored, scales)
     layout = stored.layout
-    view, _ = layout.view(stored.codes.numpy().reshape(-1), 0)
+    flat = stored.codes.numpy().reshape(-1)
+    view, _ = layout.view(flat, 0)
     rows = np.array(layout.rows(view))
-    is_moved = ~np.isclose(factors, 1.0, rtol=1e-6)
-    moved = rows[is_moved] * factors[is_moved, None]
-    wanted = vectors_of(moved.astype(np.float32), found.length)
+    is_moved = ~is_kept
+    own_factors = factors[is_moved]
+    moved = rows[is_moved] * own_factors[:, None]
+    wanted = vectors_of(moved, found.length)
     nearest = nearest_vectors(wanted, found.vectors.astype(np.float32))
     chosen = found.vectors[nearest]
     rows[is_moved] = chosen.reshape(moved.shape)

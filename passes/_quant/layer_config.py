@@ -150,16 +150,20 @@ def choices(
             found[layer] = Choice(form, 8)
     # last, since a named layer outranks the ends
     for layer in layers:
-        names = layer_names(layer.node)
-        for override in overrides:
-            if matches(names, [override.pattern]):
-                found[layer] = override.choice
-                break
-    for layer in layers:
-        choice = found[layer]
+        choice = _named_choice(layer, overrides) or found[layer]
+        found[layer] = choice
         if choice.form != LEAVE_FLOAT and not choice.suits(layer):
             found[layer] = replace(choice, bits=8)
     return found
+
+
+def _named_choice(layer: QuantLayer, overrides: tuple[Override, ...]) -> Choice | None:
+    """The choice of the first override that names a layer."""
+    names = layer_names(layer.node)
+    for override in overrides:
+        if matches(names, [override.pattern]):
+            return override.choice
+    return None
 
 
 def _smallest(layers: list[QuantLayer], share: float) -> list[QuantLayer]:

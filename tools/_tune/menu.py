@@ -9,7 +9,7 @@ each layer to what the layers before it lost, so that single layers tell nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from .lab import Lab, Made
 from .measure import float_bytes, samples_within
 from .recipe import DEFAULT_FORM
 from .sensitivity import Keep, Method, not_kept, sensitivities
-from .swaps import comparable, swaps
+from .swaps import Swap, comparable, swaps
 
 AS_GIVEN = "given"
 """Form of a weight as a pipeline that is to be repaired gives it."""
@@ -342,20 +342,33 @@ def _bytes_in_file(lab: Lab, made: Made) -> dict[str, float]:
     stored = {each.value: each.nbytes for each in stored_constants(packed)}
     sizes: dict[str, float] = {}
     for swap in found:
-        read: list[ir.Value | None] = []
-        for place, index in swap.layers:
-            reader = twins.layer(nodes[place])
-            if reader is not None and index < len(reader.inputs):
-                read.append(reader.inputs[index])
-        for place in swap.tables:
-            rows, ids = nodes[place].outputs[0], nodes[place].inputs[1]
-            assert ids is not None
-            read += _makers_of(twins.by_output.get(rows.name), ids.name)
-        # what several layers share is counted once
-        total = sum(stored.pop(value, 0) for value in read if value is not None)
+        total = 0
+        for value in _stored_for(swap, nodes, twins):
+            # what several layers share is counted once
+            total += stored.pop(value, 0)
         if total:
             sizes[swap.weight] = float(total)
     return sizes
+
+
+def _stored_for(
+    swap: Swap, nodes: Sequence[ir.Node], twins: Twins
+) -> Iterator[ir.Value]:
+    """Values of a packed model that its layers read a weight from, or its tables their rows."""
+    for place, index in swap.layers:
+        reader = twins.layer(nodes[place])
+        if reader is None or index >= len(reader.inputs):
+            continue
+        value = reader.inputs[index]
+        if value is not None:
+            yield value
+    for place in swap.tables:
+        node = nodes[place]
+        rows = node.outputs[0]
+        ids = node.inputs[1]
+        assert ids is not None
+        twin = twins.by_output.get(rows.name)
+        yield from _makers_of(twin, ids.name)
 
 
 def _makers_of(node: ir.Node | None, known: str | None) -> list[ir.Value]:
