@@ -364,9 +364,6 @@ def _start_inside_cells(module: TrainableModule, coded: TrainableModule) -> None
             latent = origin.latent
             if latent is None or not latent.step or origin.is_palette:
                 continue
-            # those start within the cells of their palettes
-            if latent.palette is not None:
-                continue
             code = coded.get_parameter(name)
             reach = INSIDE_CELL * latent.step
             parameter = module.get_parameter(name)
