@@ -112,7 +112,7 @@ def _choice(text: str, default_bits: int) -> Choice:
 def fix_of_bits(bits: int) -> str:
     """Remedy for bits that a form has not."""
     if bits == 1:
-        return "write quant(codebook, bits=1), quant(palette, bits=1) or quant(binary)"
+        return "write quant(binary), quant(palette, bits=1) or quant(codebook, bits=1)"
     return "add bits=4, for example, or take form int8"
 
 
