@@ -321,7 +321,7 @@ class Quant(Pass):
             raise UsageError(
                 "quant.bits",
                 f"form {self.form} has {problem}",
-                fix_of_bits(self.bits),
+                fix_of_bits(self.form, self.bits),
             )
         if form.whole and self.layers:
             raise UsageError(

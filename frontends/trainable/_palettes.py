@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -34,53 +34,11 @@ AT_ONCE = 1 << 12
 """Vectors for which the distances to a whole codebook are held."""
 
 
-class CodeValues(Protocol):
-    """The codes that a weight may have, which train with it."""
-
-    @property
-    def values(self) -> Floats:
-        """All of them, two axes."""
-        ...
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Lowest and highest code of the whole weight."""
-        ...
-
-    @property
-    def steps(self) -> float:
-        """Steps between the values that a weight may have: 1 of one bit, 15 of four."""
-        ...
-
-    def rounding(self, parameter: str, values: str) -> str:
-        """Source that rounds the parameter to the values, by what both are called there."""
-        ...
-
-    def rounded(self, x: Tensor, values: Tensor) -> Tensor:
-        """The tensor `x` rounded to trained values."""
-        ...
-
-    def inside(self, exact: Floats, codes: Floats, share: float) -> Floats:
-        """Numbers that are rounded to the codes, `share` of the way to where others begin.
-
-        As near `exact` as they can be. Shapes: those of the weight.
-        """
-        ...
-
-    def beside(self, numbers: Floats) -> tuple[Floats, Floats]:
-        """Numbers between which each may move where it takes one of two values."""
-        ...
-
-    def may_move(self) -> NDArray[np.bool_]:
-        """True for values that may train: zeros that pruned weights have must stay."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
-class ChannelValues:
-    """Codes that channels may have. `axis`: channels of the weight.
+class CodeValues(abc.ABC):
+    """The codes that a weight may have, which train with it. `axis`: channels of the weight.
 
-    `values`: (tables, count), ascending, some perhaps twice; neighbouring channels share a table.
+    `values`: all of them, two axes.
     """
 
     axis: int
@@ -90,6 +48,41 @@ class ChannelValues:
     def range(self) -> tuple[float, float]:
         """Lowest and highest code of the whole weight."""
         return float(self.values.min()), float(self.values.max())
+
+    @property
+    @abc.abstractmethod
+    def steps(self) -> float:
+        """Steps between the values that a weight may have: 1 of one bit, 15 of four."""
+
+    @abc.abstractmethod
+    def rounding(self, parameter: str, values: str) -> str:
+        """Source that rounds the parameter to the values, by what both are called there."""
+
+    @abc.abstractmethod
+    def rounded(self, x: Tensor, values: Tensor) -> Tensor:
+        """The tensor `x` rounded to trained values."""
+
+    @abc.abstractmethod
+    def inside(self, exact: Floats, codes: Floats, share: float) -> Floats:
+        """Numbers that are rounded to the codes, `share` of the way to where others begin.
+
+        As near `exact` as they can be. Shapes: those of the weight.
+        """
+
+    @abc.abstractmethod
+    def beside(self, numbers: Floats) -> tuple[Floats, Floats]:
+        """Numbers between which each may move where it takes one of two values."""
+
+    @abc.abstractmethod
+    def may_move(self) -> NDArray[np.bool_]:
+        """True for values that may train: zeros that pruned weights have must stay."""
+
+
+class ChannelValues(CodeValues):
+    """Codes that channels may have.
+
+    `values`: (tables, count), ascending, some perhaps twice; neighbouring channels share a table.
+    """
 
     @property
     def steps(self) -> float:
@@ -159,20 +152,11 @@ class ChannelValues:
         return np.moveaxis(shaped, 0, self.axis)
 
 
-@dataclass(frozen=True, eq=False)
-class VectorValues:
-    """Vectors that neighbouring weights of a channel may be. `axis`: channels of the weight.
+class VectorValues(CodeValues):
+    """Vectors that neighbouring weights of a channel may be.
 
     `values`: (count, length); weights of one codebook have the same array.
     """
-
-    axis: int
-    values: Floats
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Lowest and highest code of the whole weight."""
-        return float(self.values.min()), float(self.values.max())
 
     @property
     def steps(self) -> float:

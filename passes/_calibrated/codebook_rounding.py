@@ -22,6 +22,7 @@ from .._core.linear import LinearLayer
 from .._core.outcome import PassOutcome
 from .._core.vector_codebooks import length_for
 from .._quant.codebooks import (
+    MOST_FITTED,
     Codebook,
     Vectors,
     fitted,
@@ -99,7 +100,10 @@ def _codebooks(layers: Sequence[LinearLayer], bits: int) -> dict[int, Codebook]:
         length = length_for(layer.width, bits)
         assert length is not None
         vectors = relative_vectors(layer.rows(), length)
-        parts.setdefault(length, []).append(vectors)
+        # of a large weight as many as all are fitted to: no copy of the model is held
+        stride = max(len(vectors) // MOST_FITTED, 1)
+        some = vectors[::stride].copy()
+        parts.setdefault(length, []).append(some)
     return {length: fitted(vectors) for length, vectors in parts.items()}
 
 

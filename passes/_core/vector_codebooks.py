@@ -28,6 +28,9 @@ LENGTHS = {1: (9, 8, 10, 7), 2: (4, 5, 3)}
 Nine are a kernel of 3 x 3.
 """
 
+LONGEST_FIRST = sorted(itertools.chain(*LENGTHS.values()), reverse=True)
+"""All lengths, as codes are looked for."""
+
 LEAST_REPEATS = 1.5
 """Times that vectors other than zeros occur, in the mean, where they make a codebook; chosen by
 hand.
@@ -92,16 +95,23 @@ def _likely_lengths(tensor: ir.TensorProtocol, layout: Layout) -> list[int]:
     view, _ = layout.view(block, 0)
     rows = layout.rows(view)
     width = layout.outer * layout.inner
-    every = sorted(itertools.chain(*LENGTHS.values()), reverse=True)
-    dividing = [length for length in every if width % length == 0]
-    return [each for each in dividing if len(_few(rows, each)) <= MOST_VECTORS]
+    likely = []
+    for length in LONGEST_FIRST:
+        if width % length:
+            continue
+        few = _few(rows, length)
+        if len(few) <= MOST_VECTORS:
+            likely.append(length)
+    return likely
 
 
 def _few(rows: Array, length: int) -> Vectors:
     """The different ones among HEAD vectors of the first part of a weight."""
-    held = rows.shape[1] // length * length
-    channels = HEAD * length // max(held, 1) + 1
-    vectors = vectors_of(rows[:channels, :held], length)
+    vectors_each = rows.shape[1] // length
+    held = vectors_each * length
+    channels = HEAD // max(vectors_each, 1) + 1
+    few = rows[:channels, :held]
+    vectors = vectors_of(few, length)
     return merged([vectors[:HEAD]])
 
 
@@ -119,12 +129,19 @@ def _distinct(tensor: ir.TensorProtocol, layout: Layout, length: int) -> Vectors
         found = merged([found, vectors])
         if len(found) > MOST_VECTORS:
             return None
-        occupied += int(np.count_nonzero(vectors.any(axis=1)))
+        occupied += _occupied(vectors)
     # zeros say nothing: most of many are pruned, and what is left is there once or twice
-    told_apart = int(np.count_nonzero(found.any(axis=1)))
-    if told_apart * LEAST_REPEATS > occupied or not told_apart:
+    told_apart = _occupied(found)
+    if told_apart == 0:
         return None
-    return found
+    repeats = occupied / told_apart
+    return found if repeats >= LEAST_REPEATS else None
+
+
+def _occupied(vectors: Vectors) -> int:
+    """Number of vectors that are not all zeros."""
+    is_occupied = vectors.any(axis=1)
+    return int(np.count_nonzero(is_occupied))
 
 
 def vectors_of(rows: Array, length: int) -> Array:
@@ -143,7 +160,9 @@ def merged(parts: Sequence[Vectors]) -> Vectors:
 
 def index_into(vectors: Vectors, codes: Vectors) -> NDArray[np.uint8]:
     """The number of each vector, (n, length), among the ascending ones of a codebook."""
-    places = np.searchsorted(_as_bytes(vectors), _as_bytes(codes))
+    ascending = _as_bytes(vectors)
+    wanted = _as_bytes(codes)
+    places = np.searchsorted(ascending, wanted)
     return places.astype(np.uint8)
 
 
@@ -161,9 +180,12 @@ def _index(
     length = vectors.shape[1]
 
     def compute() -> ir.TensorProtocol:
-        view, _ = layout.view(tensor.numpy().reshape(-1), 0)
-        codes = vectors_of(layout.rows(view), length)
-        return ir.Tensor(index_into(vectors, codes))
+        flat = tensor.numpy().reshape(-1)
+        view, _ = layout.view(flat, 0)
+        rows = layout.rows(view)
+        codes = vectors_of(rows, length)
+        index = index_into(vectors, codes)
+        return ir.Tensor(index)
 
     shape = ir.Shape([tensor.size // length])
     return ir.LazyTensor(compute, dtype=ir.DataType.UINT8, shape=shape)

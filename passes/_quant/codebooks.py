@@ -3,7 +3,7 @@
     channel:  0.1 -0.3 0.2 0.4 | 0.0 0.2 -0.1 0.1 | ...  ->  scale x (vector 17, vector 201, ...)
 
 Layers whose vectors are of one length have one codebook in common, each channel a scale of its own.
-At one bit a weight a vector loses half of what the best sign and zero of each weight would.
+A vector of nine loses 0.32 of the power of normal weights, nine signs with a scale 0.36.
 
 Source: Stock et al., And the Bit Goes Down, ICLR 2020 (arXiv:1907.05686).
 """
@@ -93,7 +93,8 @@ def fitted(parts: Sequence[Vectors]) -> Codebook:
         elsewhere = random.choice(vectors, MOST_VECTORS)
         means = _moved(means, vectors, elsewhere)
     means[0] = 0
-    largest = float(np.abs(means).max())
+    sizes = np.abs(means)
+    largest = float(sizes.max())
     unit = largest / HIGHEST if largest > 0 else 1.0
     in_units = means / np.float32(unit)
     return Codebook(np.rint(in_units), unit)
@@ -115,26 +116,32 @@ def _moved(means: Vectors, vectors: Vectors, elsewhere: Vectors) -> Vectors:
 
 def nearest_vectors(vectors: Vectors, codebook: Vectors) -> NDArray[np.intp]:
     """The number of the nearest one of a codebook (count, length) for each of (n, length)."""
-    half_squares = (codebook**2).sum(axis=1) / 2
+    squares = codebook**2
+    half_squares = squares.sum(axis=1) / 2
     nearest = np.empty(len(vectors), np.intp)
     for start in range(0, len(vectors), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         products = vectors[part] @ codebook.T
-        nearest[part] = (products - half_squares).argmax(axis=1)
+        closeness = products - half_squares
+        nearest[part] = closeness.argmax(axis=1)
     return nearest
 
 
 def root_mean_squares(rows: Rows) -> Scales:
     """Root mean square of each channel's weights, 1 where all are zero: (M, K) -> (M,)."""
-    squares = np.mean(np.square(rows, dtype=np.float64), axis=1)
+    squares = np.square(rows, dtype=np.float64)
+    means = squares.mean(axis=1)
+    roots = np.sqrt(means)
     # not finite ones stay: they refuse the weight
-    return np.where(squares == 0, 1.0, np.sqrt(squares))
+    return np.where(means == 0, 1.0, roots)
 
 
 def relative_vectors(rows: Rows, length: int) -> Vectors:
     """Vectors of weights in root mean squares of their channel: (M, K) -> (n, length)."""
-    relative = rows / root_mean_squares(rows)[:, None]
-    return vectors_of(relative.astype(np.float32), length)
+    units = root_mean_squares(rows)
+    relative = rows / units[:, None]
+    single = relative.astype(np.float32)
+    return vectors_of(single, length)
 
 
 def codes_of(tensor: ir.TensorProtocol, layout: Layout, bits: int) -> StoredCodes:
@@ -146,12 +153,15 @@ def codes_of(tensor: ir.TensorProtocol, layout: Layout, bits: int) -> StoredCode
     stored = tensor.meta.get(STORED)
     if isinstance(stored, StoredCodes) and stored.layout == layout:
         return stored
-    view, _ = layout.view(tensor.numpy().reshape(-1), 0)
+    flat = tensor.numpy().reshape(-1)
+    view, _ = layout.view(flat, 0)
     rows = layout.rows(view)
     scales = root_mean_squares(rows)
-    length = length_for(rows.shape[1], bits)
-    if length is None or not np.isfinite(scales).all():
+    if not np.isfinite(scales).all():
         return StoredCodes(tensor, scales, layout)
+    length = length_for(rows.shape[1], bits)
+    # layers whose channels no length divides have 8 bits
+    assert length is not None
     vectors = relative_vectors(rows, length)
     codebook = fitted([vectors])
     relative_codes = codebook.codes * np.float32(codebook.unit)
@@ -169,8 +179,10 @@ def rescaled(stored: StoredCodes, scales: Floats) -> ir.TensorProtocol:
     """Codes for scales that had to be larger: of the same vectors, the nearest ones."""
     factors = (stored.scales / scales).astype(np.float32)
     is_kept = np.isclose(factors, 1.0, rtol=1e-6)
+    if is_kept.all():
+        return stored.codes
     found = codebook_of(stored.codes)
-    if found is None or is_kept.all():
+    if found is None:
         return rescaled_steps(stored, scales)
     layout = stored.layout
     flat = stored.codes.numpy().reshape(-1)

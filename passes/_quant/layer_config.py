@@ -98,7 +98,7 @@ def _choice(text: str, default_bits: int) -> Choice:
     problem = FORMS[form].wrong_bits(bits) if form in FORMS else ""
     if problem:
         raise UsageError(
-            OPTION, f"'{text}': form {form} has {problem}", fix_of_bits(bits)
+            OPTION, f"'{text}': form {form} has {problem}", fix_of_bits(form, bits)
         )
     activation_bits = int(widths[1]) if len(widths) > 1 else 8
     return Choice(
@@ -109,11 +109,12 @@ def _choice(text: str, default_bits: int) -> Choice:
     )
 
 
-def fix_of_bits(bits: int) -> str:
+def fix_of_bits(form: str, bits: int) -> str:
     """Remedy for bits that a form has not."""
     if bits == 1:
         return "write quant(binary), quant(palette, bits=1) or quant(codebook, bits=1)"
-    return "add bits=4, for example, or take form int8"
+    usual = min(FORMS[form].most_bits, PACKED_BITS)
+    return f"add bits={usual}, for example, or take form int8"
 
 
 def _is_width(text: str) -> bool:

@@ -17,6 +17,34 @@ def normal(*shape, scale=1.0):
     return RNG.normal(size=shape).astype(np.float32) * np.float32(scale)
 
 
+def seeded_normal(*shape, scale=1.0, seed=0):
+    """Weights that do not depend on what other tests drew."""
+    random = np.random.default_rng((seed, *shape))
+    return (scale * random.normal(size=shape)).astype(np.float32)
+
+
+WIDE = """
+<ir_version: 8, opset_import: ["" : 17]>
+wide (float[N, 4, 9, 9] x) => (float[N, 4] y)
+{
+    a = Conv (x, w1)  ar = Relu (a)
+    m = Conv (ar, w2, b2)  mr = Relu (m)
+    n = Conv (mr, w3)  nr = Relu (n)
+    p = GlobalAveragePool (nr)  f = Flatten (p)  y = Gemm <transB = 1> (f, w4)
+}
+"""
+"""Three convolutions and a Gemm, wide enough for codes of few bits."""
+
+
+def codes_in(model):
+    """Weights of layers: codes by the name of the float weight."""
+    return {
+        value.name.removesuffix("_q"): value.const_value.numpy()
+        for value in model.graph.initializers.values()
+        if value.name.endswith("_q")
+    }
+
+
 def model_of(text, **weights):
     proto = onnx.parser.parse_model(text)
     proto.graph.initializer.extend(

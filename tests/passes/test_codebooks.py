@@ -24,25 +24,18 @@ from onnx_opt.passes._quant.codebooks import (
 from onnx_opt.passes._quant.palette_values import HIGHEST
 from onnx_opt.passes.pack import Pack
 from onnx_opt.passes.quant import Quant
-from quant_models import kernels, model_of, outputs, sqnr
+from quant_models import (
+    WIDE,
+    codes_in,
+    kernels,
+    model_of,
+    outputs,
+    sqnr,
+)
+from quant_models import (
+    seeded_normal as normal,
+)
 
-
-def normal(*shape, scale=1.0, seed=0):
-    """Weights that do not depend on what other tests drew."""
-    random = np.random.default_rng((seed, *shape))
-    return (scale * random.normal(size=shape)).astype(np.float32)
-
-
-WIDE = """
-<ir_version: 8, opset_import: ["" : 17]>
-wide (float[N, 4, 9, 9] x) => (float[N, 4] y)
-{
-    a = Conv (x, w1)  ar = Relu (a)
-    m = Conv (ar, w2, b2)  mr = Relu (m)
-    n = Conv (mr, w3)  nr = Relu (n)
-    p = GlobalAveragePool (nr)  f = Flatten (p)  y = Gemm <transB = 1> (f, w4)
-}
-"""
 WEIGHTS = {
     "w1": normal(32, 4, 3, 3, scale=0.2),
     "w2": normal(32, 32, 3, 3, scale=0.06),
@@ -78,15 +71,6 @@ def made_of(shape, axis, length, count, seed=0):
     rows = vectors[random.integers(0, count, size // length)]
     first = [shape[axis], *(n for i, n in enumerate(shape) if i != axis % len(shape))]
     return np.ascontiguousarray(np.moveaxis(rows.reshape(first), 0, axis))
-
-
-def codes_in(model):
-    """Weights of layers: codes by the name of the float weight."""
-    return {
-        value.name.removesuffix("_q"): value.const_value.numpy()
-        for value in model.graph.initializers.values()
-        if value.name.endswith("_q")
-    }
 
 
 def length_of(codes):
@@ -153,7 +137,7 @@ def test_lengths_divide_the_channels(width, bits, length):
 
 
 def test_a_codebook_fits_better_than_signs_of_single_weights():
-    """Of one bit each: 1 - 2 / pi of the power is the least that signs lose of normal weights."""
+    """Signs lose 1 - 2 / pi of the power of normal weights at least."""
     rows = normal(64, 1152)
     vectors = relative_vectors(rows, 8)
     codebook = fitted([vectors])
@@ -323,8 +307,9 @@ def test_the_smallest_layers_that_fit_are_found_again(shape):
 
 @pytest.mark.parametrize("bits", [3, 8])
 def test_more_bits_than_a_codebook_has_are_refused(bits):
-    with pytest.raises(UsageError, match="has 1 to 2 bits, not"):
+    with pytest.raises(UsageError, match="has 1 to 2 bits, not") as raised:
         Quant(form="codebook", bits=bits)
+    assert "add bits=2" in raised.value.fix
 
 
 def test_weights_that_are_not_finite_are_refused():

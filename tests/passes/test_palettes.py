@@ -21,25 +21,21 @@ from onnx_opt.passes._quant.palettes import (
 )
 from onnx_opt.passes.pack import Pack
 from onnx_opt.passes.quant import Quant
-from quant_models import FEEDS, chain, kernels, model_of, outputs, session, sqnr
+from quant_models import (
+    FEEDS,
+    WIDE,
+    chain,
+    codes_in,
+    kernels,
+    model_of,
+    outputs,
+    session,
+    sqnr,
+)
+from quant_models import (
+    seeded_normal as normal,
+)
 
-
-def normal(*shape, scale=1.0, seed=0):
-    """Weights that do not depend on what other tests drew."""
-    random = np.random.default_rng((seed, *shape))
-    return (scale * random.normal(size=shape)).astype(np.float32)
-
-
-WIDE = """
-<ir_version: 8, opset_import: ["" : 17]>
-wide (float[N, 4, 9, 9] x) => (float[N, 4] y)
-{
-    a = Conv (x, w1)  ar = Relu (a)
-    m = Conv (ar, w2, b2)  mr = Relu (m)
-    n = Conv (mr, w3)  nr = Relu (n)
-    p = GlobalAveragePool (nr)  f = Flatten (p)  y = Gemm <transB = 1> (f, w4)
-}
-"""
 WEIGHTS = {
     "w1": normal(32, 4, 3, 3),
     "w2": normal(32, 32, 3, 3),
@@ -193,15 +189,6 @@ def test_codes_do_not_depend_on_the_place_of_the_channels():
 
 
 # --- layers -----------------------------------------------------------------------
-
-
-def codes_in(model):
-    """Weights of layers: codes by the name of the float weight."""
-    return {
-        value.name.removesuffix("_q"): value.const_value.numpy()
-        for value in model.graph.initializers.values()
-        if value.name.endswith("_q")
-    }
 
 
 def distinct(codes):
