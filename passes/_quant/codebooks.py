@@ -86,7 +86,9 @@ def fitted(parts: Sequence[Vectors]) -> Codebook:
     vectors = together.astype(np.float32)
     if len(vectors) > MOST_FITTED:
         vectors = random.choice(vectors, MOST_FITTED, replace=False)
-    means = random.choice(vectors, MOST_VECTORS)
+    # of two equal starts one is lost
+    is_few = len(vectors) < MOST_VECTORS
+    means = random.choice(vectors, MOST_VECTORS, replace=is_few)
     for _ in range(ROUNDS):
         means[0] = 0
         # one that nothing is nearest to starts anew
