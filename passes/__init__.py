@@ -1,3 +1,3 @@
-"""The compiler: graph in, graph out. One public module is one pass; underscored modules are
+"""The compiler: graph in, graph out. Each public module is one pass; underscored modules are
 machinery.
 """

@@ -1,4 +1,4 @@
-"""The parts of which a pass is written, in one import: contract, options, context."""
+"""Everything that a pass is written with, in one import: contract, options, context."""
 
 # one import for passes outside of this repository; those inside may use it or `_core`
 from ._core.context import (

@@ -1,4 +1,4 @@
-"""Pipeline text, under the name that passes and scripts outside this repository import it by."""
+"""Pipeline text, under the name that passes and scripts outside this repository import."""
 
 from ._core.pipeline import Pipeline, as_pipeline, parse
 

@@ -1,4 +1,4 @@
-"""Weight clipping: the range of each channel that loses least, and weights rounded to its grid."""
+"""Weight clipping: each channel's range of least error, and weights rounded to its grid."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ._calibrated.select import (
 
 @dataclass(frozen=True)
 class ClipWeights(Pass):
-    """Round weights on the range of each output channel that has the least squared error.
+    """Round weights within the clipping range of least squared error for each output channel.
 
-    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights; needs no data.
-    Ranges from 40 to 100 % of max|w| are tried; what lies outside is clipped. `quant` with the same
-    bits then finds exactly the same integers.
+    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights; needs no data. Tries
+    ranges from 40 to 100 % of max|w| and clips the weights outside the best one. `quant` with the
+    same bits then finds exactly the same integers.
 
     Shapes: weight (M, C, *K) or (K, N) -> same.
 
@@ -31,14 +31,14 @@ class ClipWeights(Pass):
     Stats: `layers`, `weights`, `clipped` (counts; the last one of channels).
 
     Source: Banner et al., Post training 4-bit quantization of convolutional networks for
-    rapid-deployment, NeurIPS 2019 (arXiv:1810.05723), by search instead of a closed form.
+    rapid-deployment, NeurIPS 2019 (arXiv:1810.05723), with a search instead of the closed form.
     """
 
     name: ClassVar[str] = "clip-weights"
     effect: ClassVar[Effect] = "lossy"
     unit: ClassVar[str] = "layers"
 
-    bits: int = Option(8, "Bits of a weight, as quant will store it.", low=2, high=8)
+    bits: int = Option(8, "Bits per weight, as quant will store it.", low=2, high=8)
     include: tuple[str, ...] = Option(
         (), "Only layers whose node, weight or output name matches a pattern."
     )

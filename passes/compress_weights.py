@@ -1,8 +1,8 @@
-"""Weights stored small for float kernels, unpacked by nodes that ONNX Runtime folds at load.
+"""Weights stored in few bytes for float kernels, unpacked by nodes that ONNX Runtime folds at load.
 
 w (float32)  ->  Cast(q)                      fp16, bf16
-                 Cast(q) * scale              one scale a channel
-                 Reshape(Cast(q) * scale)     one scale a block of a channel
+                 Cast(q) * scale              one scale per channel
+                 Reshape(Cast(q) * scale)     one scale per block of a channel
 """
 
 from __future__ import annotations
@@ -85,19 +85,24 @@ EfficientNet-Lite0).
 class CompressWeights(Pass):
     """Store weights in fewer bits while every kernel stays float: a smaller file at the same speed.
 
-    For models that `quant` cannot speed up: convolutions without calibration data, runtimes without
-    integer kernels, or a download that must shrink. ONNX Runtime unpacks the weights once, when it
-    loads the model; memory and latency are then those of the original. Put it last: later passes
-    see no constant weights any more.
+    For models that `quant` cannot speed up (convolutions without calibration data, runtimes without
+    integer kernels) and for downloads that must shrink. ONNX Runtime unpacks the weights once, when
+    it loads the model; memory and latency are then those of the original. Put it last: later passes
+    no longer see constant weights.
 
-    Effect: lossy. Touches float32 weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN
-    and tables of Gather; activations stay float32. int8 and int4: a scale for each block of an
-    output channel or table row, about 0.27 and 0.16 of the bytes; palette: int8 codes of which a
-    channel has 2**bits different ones, 0.14 with `bits=4` once `pack` stores their indices; fp16
-    and bf16: rounded, 0.5.
-    Depthwise convolutions become fp16 where others become integers: with a scale each they would be
-    hardly smaller, and they lose most. What exporters noted on nodes and values goes
-    (`notes=keep`); names stay.
+    Effect: lossy. Touches float32 weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN,
+    and tables of Gather; activations stay float32. Encodings, with the share of the bytes that is
+    left:
+
+    - int8 (about 0.27) and int4 (about 0.16): one scale per block of an output channel or table
+      row.
+    - palette (0.14 with `bits=4`, once `pack` stores the indices): int8 codes, of which each
+      channel uses 2**bits different ones.
+    - fp16 and bf16 (0.5): rounded.
+
+    Where others become integers, depthwise convolutions become fp16: with one scale per channel
+    they would hardly be smaller, and they lose most. Exporters' notes on nodes and values are
+    dropped (`notes=keep` keeps them); names stay.
 
     Shapes: unchanged.
 
@@ -118,18 +123,22 @@ class CompressWeights(Pass):
     encoding: Encoding = Option("int8", "How weights are stored.")
     bits: int | None = Option(
         None,
-        "Bits of an index, for palette; by default 4.",
+        "Bits per index, for palette; 4 by default.",
         low=1,
         high=MOST_BITS,
     )
     block: int | None = Option(
         None,
-        "Weights of a channel that share a scale, at most; by default 64 for int8, 32 for int4.",
+        "Maximum number of weights of a channel that share a scale; by default 64 for int8, 32 for"
+        " int4.",
         low=0,
         high=65_536,
     )
     min_size: int = Option(
-        1024, "Leave weights with fewer elements.", low=1, high=1_000_000_000
+        1024,
+        "Leave weights with fewer elements as they are.",
+        low=1,
+        high=1_000_000_000,
     )
     include: tuple[str, ...] = Option(
         (),
@@ -140,7 +149,7 @@ class CompressWeights(Pass):
     )
     notes: Literal["drop", "keep"] = Option(
         "drop",
-        "Notes of exporters on nodes and values (metadata, doc strings): they may "
+        "Whether to drop exporters' notes on nodes and values (metadata, doc strings), which may "
         "outweigh the weights.",
     )
 
@@ -291,9 +300,10 @@ class CompressWeights(Pass):
 
 @dataclass(frozen=True)
 class _Rows:
-    """A weight as channels: `length` numbers of each, side by side or (`columns`) one a row.
+    """A weight as channels of `length` numbers each, side by side or (`columns`) one number per
+    row.
 
-    `scale_dims`: the shape in which one number a channel broadcasts over the weight.
+    `scale_dims`: the shape in which one number per channel broadcasts over the weight.
     """
 
     layout: Layout
@@ -411,7 +421,7 @@ def _reshaped(tensor: DerivedTensor, dims: list[int]) -> DerivedTensor:
 
 
 class _Unpacker:
-    """The nodes that make a float32 weight of its stored form, at the top of the weight's graph."""
+    """Nodes that rebuild a float32 weight from its stored form, at the top of its graph."""
 
     def __init__(self, inserter: Inserter, weight: ir.Value) -> None:
         self.inserter = inserter

@@ -1,4 +1,4 @@
-"""Bias correction: weights rounded as `quant` will, the mean error taken off each bias."""
+"""Bias correction: weights rounded as `quant` will, and the mean error taken off each bias."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from ._core.edit import Edit
 
 @dataclass(frozen=True)
 class CorrectBias(Pass):
-    """Round weights to the nearest points of `quant`'s grid and take the mean error off the bias.
+    """Round weights to the nearest points of `quant`'s grid and correct the bias by the mean error.
 
-    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights; bias -= (Q(w) - w)
-    E[x], where E[x] is the mean over calibration data of what the layer multiplies. A layer without
-    a bias gets one. `quant` with the same bits then finds exactly the same integers. Put it before
-    `quant`, instead of `gptq` or `round-weights`, which correct the bias too.
+    Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights: bias -= (Q(w) - w)
+    E[x], where E[x] is the mean of the layer's inputs over the calibration data. A layer without a
+    bias gets one. `quant` with the same bits then finds exactly the same integers. Put it before
+    `quant`, instead of `gptq` or `round-weights`, which also correct the bias.
 
     Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same.
 
     Errors: UsageError without calibration data, or for a pattern that matches no layer;
-    RefusedError if it meets NaN or infinity.
+    RefusedError if calibration meets NaN or infinity.
 
     Stats: `layers`, `weights` (counts).
 
     Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
-    ICCV 2019, section 4.2 and appendix D (arXiv:1906.04721), with measured means.
+    ICCV 2019, section 4.2 and appendix D (arXiv:1906.04721), with means measured on data.
     """
 
     name: ClassVar[str] = "correct-bias"
     effect: ClassVar[Effect] = "lossy"
     unit: ClassVar[str] = "layers"
 
-    bits: int = Option(8, "Bits of a weight, as quant will store it.", low=2, high=8)
+    bits: int = Option(8, "Bits per weight, as quant will store it.", low=2, high=8)
     samples: int = Option(
-        64, "Calibration samples to use at most.", low=1, high=10_000_000
+        64, "Maximum number of calibration samples to use.", low=1, high=10_000_000
     )
     include: tuple[str, ...] = Option(
         (), "Only layers whose node, weight or output name matches a pattern."

@@ -21,18 +21,18 @@ from ._core.rewrites import permit
 
 @dataclass(frozen=True)
 class DeduplicateInitializers(Pass):
-    """Keep one initializer of each distinct type, shape and content.
+    """Merge initializers of the same type, shape and content.
 
-    Effect: exact. Compares bytes, so 0.0 and -0.0 stay apart. Initializers that callers can
-    override, those that are graph outputs, and zero points of stored weights stay. A subgraph's
-    initializer may give way to one of a graph around it.
+    Effect: exact. Compares bytes, so 0.0 and -0.0 stay apart. Keeps initializers that callers can
+    override, graph outputs, and zero points of stored weights. An initializer of a subgraph may be
+    replaced by one of an enclosing graph.
 
     Shapes: unchanged.
 
     Stats: `initializers` removed (count), `bytes` saved.
 
-    Source: follows from the definition. A first block that differs saves reading the rest of a
-    large tensor.
+    Source: follows from the definition. If the first blocks of large tensors differ, the rest is
+    not read.
     """
 
     name: ClassVar[str] = "deduplicate-initializers"

@@ -32,19 +32,19 @@ COMMUTATIVE_OPS = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Sum"})
 
 @dataclass(frozen=True)
 class EliminateCommonSubexpressions(Pass):
-    """Keep one node of those that compute the same: equal op, attributes and inputs.
+    """Merge nodes that compute the same: equal op, attributes and inputs.
 
-    Effect: exact. Linear in the number of nodes. Constants of one element are equal by content,
-    others by name. A node of a subgraph may give way to an earlier
-    one of a graph around it. Random ops, nodes with subgraphs, ops of other domains, and
-    quantization ops (ONNX Runtime fuses a DequantizeLinear into its one user) stay.
+    Effect: exact. Takes time linear in the number of nodes. Constants of one element are compared
+    by content, others by name. A node of a subgraph may be replaced by an earlier one of an
+    enclosing graph. Random ops, nodes with subgraphs, ops of other domains, and quantization ops
+    stay (ONNX Runtime fuses a DequantizeLinear into its only reader).
 
     Shapes: unchanged.
 
     Stats: `nodes` removed (count).
 
-    Source: Cocke, Global common subexpression elimination, 1970; hashing instead of comparing
-    pairs.
+    Source: Cocke, Global common subexpression elimination, 1970; with hashing instead of pairwise
+    comparison.
     """
 
     name: ClassVar[str] = "eliminate-common-subexpressions"

@@ -1,4 +1,4 @@
-"""Cross-layer equalization: neighbouring layers share the range of each channel evenly."""
+"""Cross-layer equalization: adjacent layers share the range of each channel evenly."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ several sweeps. Chosen by hand; not measured.
 
 @dataclass(frozen=True)
 class Equalize(Pass):
-    """Scale channels between two layers until both have weights of the same range for each.
+    """Scale the channels between two layers until both have the same weight range for each.
 
     Effect: exact. Touches Conv, Gemm and MatMul with constant float32 weights that follow each
-    other directly, through Relu and pooling or, of MatMul and Gemm, through a product with another
-    value. Channel i is divided by s_i = sqrt(r1_i / r2_i)
-    behind the first layer, r1 and r2 being max|w| of the channel in either; the sweep over all
-    pairs is repeated until nothing changes. Needs no data.
+    other directly or through Relu and pooling; MatMul and Gemm also through a product with another
+    value. Channel i of the first layer's output is divided by s_i = sqrt(r1_i / r2_i), where r1 and
+    r2 are the channel's max|w| in the first and in the second layer. The sweep over all pairs is
+    repeated until nothing changes. Needs no data.
 
-    Shapes: weights and biases keep theirs; one factor for each channel between two layers.
+    Shapes: weights and biases keep theirs; one factor per channel between two layers.
 
-    Stats: `pairs` (count of changed ones), `sweeps` (count).
+    Stats: `pairs` (count of changed pairs), `sweeps` (count).
 
     Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
     ICCV 2019, section 4.1 (arXiv:1906.04721).
@@ -56,7 +56,7 @@ class Equalize(Pass):
     unit: ClassVar[str] = "pairs of layers"
 
     sweeps: int = Option(
-        100, "Times that every pair is looked at, at most.", low=1, high=10_000
+        100, "Maximum number of sweeps over all pairs.", low=1, high=10_000
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
@@ -98,7 +98,7 @@ def _may_change(pair: LayerPair) -> bool:
 
 @dataclass(eq=False)
 class LayerPair:
-    """Two layers, the second the only reader of the first.
+    """Two layers, of which the second is the only reader of the first.
 
     `factors`: divisors of the channels between them.
     """
@@ -132,7 +132,11 @@ class LayerPair:
         logs[used] = 0.5 * difference
         if np.abs(logs).max() < SETTLED:
             return False
-        limited = np.clip(logs, -LARGEST_LOG, LARGEST_LOG)
+        limited = np.clip(
+            logs,
+            -LARGEST_LOG,
+            LARGEST_LOG,
+        )
         step = np.exp(limited)
         # what one layer gives up the other takes: the product of both stays
         groups_of_first = len(first)

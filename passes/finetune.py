@@ -1,6 +1,6 @@
-"""Training of the graph as it is, towards the outputs of the run's original model.
+"""Training of the graph as it is, towards the outputs of the model that the run began with.
 
-The pass declares options and rounds; the loop belongs to the context.
+The pass declares the options and the rounds; the context runs the training loop.
 """
 
 from __future__ import annotations
@@ -30,30 +30,31 @@ Three rounds with this share gave ResNet-20 83.9 % top-1 at 90 % sparsity, one r
 
 @dataclass(frozen=True)
 class Finetune(TrainingRecipe, Pass):
-    """Train the weights until the outputs are those of the original model; labels are optional.
+    """Train the weights to reproduce the outputs of the original model; labels are optional.
 
-    Effect: lossy. Touches float weights, and integers of a quantized graph as floats that are
-    rounded whenever they are used; shapes, types and grids stay, tied weights stay tied. Pruned
-    weights keep their zeros, or with `regrow` as many. The teacher is the model that the run began
-    with. Some of the data is held out: only weights that ONNX Runtime finds better there replace
-    those that came in. Without data, or where the run cannot train, nothing changes.
+    Effect: lossy. Touches float weights, and the integers of a quantized graph, which are trained
+    as floats that are rounded whenever they are used. Shapes, types and grids stay; tied weights
+    stay tied. Pruned weights keep their zeros; with `regrow` they keep only the number of zeros.
+    The teacher is the model that the run began with. Part of the data is held out: trained weights
+    replace the old ones only if ONNX Runtime finds them better on it. Without data (and without
+    `synthesize`), or if the run cannot train, nothing changes.
 
     Shapes: any -> same.
 
-    Errors: UsageError without torch; RefusedError for too little data, labels that do not fit,
-    nothing to train; CheckError where the loss stops being finite before anything is better.
+    Errors: UsageError without torch; RefusedError for too little data, labels that do not fit, or
+    nothing to train; CheckError if the loss stops being finite before any check is better.
 
     Stats: `preset`; `rows`, `held_out`, `batch` (samples); `rate`; `steps`, `best_step`, `epochs`;
-    `loss_first`, `loss_last` (mean between checks), `losses` (all of them); `scores` (held out, at
-    each check, by torch); `before`, `after` (the same by ONNX Runtime); `stopped` (why before its
-    budget); `seconds`; `sparsity` (schedule); `regrown` (zeros that changed places). Of block:
-    `blocks`, `better_blocks`.
+    `loss_first`, `loss_last` (means between checks), `losses` (all of them); `scores` (on held-out
+    data at each check, by torch); `before`, `after` (the same score by ONNX Runtime); `stopped`
+    (why it ended before its budget); `seconds`; `sparsity` (with `schedule`); `regrown` (zeros that
+    changed places). With preset block: `blocks`, `better_blocks`.
 
     Source: Hinton et al. 2015 (arXiv:1503.02531); DIST: Huang et al. 2022 (arXiv:2205.10536); DKD:
     Zhao et al. 2022 (arXiv:2203.08679); attention: Zagoruyko and Komodakis 2017 (arXiv:1612.03928);
     block: Nagel et al. 2020 (arXiv:2004.10568), Li et al. 2021 (arXiv:2102.05426), Wei et al. 2022
-    (arXiv:2203.05740); schedule: Zhu and Gupta 2017 (arXiv:1710.01878); regrow: Evci et al.
-    2020 (arXiv:1911.11134); attribution: Park et al. 2020 (arXiv:2010.15054).
+    (arXiv:2203.05740); schedule: Zhu and Gupta 2017 (arXiv:1710.01878); regrow: Evci et al. 2020
+    (arXiv:1911.11134); attribution: Park et al. 2020 (arXiv:2010.15054).
     """
 
     name: ClassVar[str] = "finetune"
@@ -62,8 +63,8 @@ class Finetune(TrainingRecipe, Pass):
 
     schedule: tuple[str, ...] = Option(
         (),
-        "Sparsities to prune to before each round, e.g. [0.5, 0.8, 0.9]; the last "
-        "has half of the budget.",
+        "Sparsities to prune to before each round, e.g. [0.5, 0.8, 0.9]; the last round gets half "
+        "of the budget.",
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Multiplication and addition of constants into the weights before them."""
+"""Folding of multiplications and additions by constants into the weights before them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ._simplify.folding import fold_nodes
 
 @dataclass(frozen=True)
 class FoldAffine(Pass):
-    """Fold Mul, Div, Add and Sub of one constant per channel into the layer before them.
+    """Fold Mul, Div, Add and Sub by one constant per channel into the layer before them.
 
-    That is a Conv, a ConvTranspose or a Gemm.
+    The layer is a Conv, a ConvTranspose or a Gemm.
 
     Effect: exact. Weights are recomputed in float64 and rounded once. Declines constants that vary
-    along other axes or widen the tensor, weights that are shared, overridable or of 16 bits,
-    outputs that something else uses too, and factors of zero or beyond 2^±24 (rounding would no
-    longer be noise).
+    along other axes or widen the tensor; weights that are shared, overridable or 16-bit; outputs
+    that have other readers; and factors of zero or beyond 2^±24, for which rounding would exceed
+    float noise.
 
     Shapes: weight (M, C, *K) * scale (M,), bias (M,) * scale + shift.
 

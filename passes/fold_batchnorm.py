@@ -1,4 +1,4 @@
-"""BatchNormalization into the weights before it."""
+"""Folding of BatchNormalization into the weights before it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from ._simplify.folding import fold_nodes
 
 @dataclass(frozen=True)
 class FoldBatchnorm(Pass):
-    """Fold BatchNormalization in inference into the Conv, ConvTranspose, Gemm or MatMul before it.
+    """Fold inference BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul before it.
 
-    Effect: exact. Weights are recomputed in float64 and rounded once. Declines training mode,
-    weights that are shared, computed, overridable or of 16 bits, and outputs that something else
-    uses too.
+    Effect: exact. Weights are recomputed in float64 and rounded once. Declines training mode;
+    weights that are shared, computed, overridable or 16-bit; and outputs that have other readers.
 
     Shapes: weight (M, C, *K) * scale (M,); bias (M,) * scale + shift, where scale = gamma /
-    sqrt(var + epsilon) and shift = beta - mean * scale. A MatMul of matrices becomes a Gemm.
+    sqrt(var + epsilon) and shift = beta - mean * scale. A MatMul of two matrices becomes a Gemm.
 
     Stats: `folded` (count).
 

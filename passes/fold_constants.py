@@ -1,4 +1,4 @@
-"""Evaluation of what depends on constants only, within a budget."""
+"""Evaluation of nodes that depend on constants only, within a size budget."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ Result = Array | ir.LazyTensor
 class FoldConstants(Pass):
     """Replace nodes whose inputs are all constant by their results.
 
-    An If whose condition is constant gives way to its branch.
+    An If whose condition is constant is replaced by its branch.
 
-    Effect: exact. Never folds random ops, loops, quantization ops, a default that callers may
-    override, or a result larger than its inputs and 64 KiB; and no group of nodes whose folding
-    makes the file grow, beyond 64 KiB in all. Sizes are computed before anything is allocated.
+    Effect: exact. Never folds random ops, loops, quantization ops, defaults that callers may
+    override, or a node whose result is larger than both its inputs and 64 KiB. Folding may enlarge
+    the file by at most 64 KiB in all. Sizes are computed before anything is allocated.
 
     Shapes: unchanged.
 
-    Stats: `nodes` folded, `branches` of If inlined (counts), `bytes` of weights that the model grew
-    by.
+    Stats: `nodes` folded, `branches` of If inlined (counts), `bytes` by which the model's weights
+    grew.
 
     Source: follows from the definitions of the operators; onnx's reference implementation computes
-    them.
+    the results.
     """
 
     name: ClassVar[str] = "fold-constants"
@@ -67,7 +67,8 @@ class FoldConstants(Pass):
 
     nonempty: bool = Option(
         True,
-        "Take symbolic dims of the model's inputs as at least 1: no empty batch is ever fed.",
+        "Assume that symbolic dims of the model's inputs are at least 1: no empty batch is ever "
+        "fed.",
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
@@ -96,7 +97,7 @@ def fold_only(nodes: Collection[ir.Node], model: ir.Model, edit: Edit) -> int:
 
 @dataclass
 class Evaluated:
-    """Nodes of known result, and the results by output value."""
+    """Nodes with known results, and the results by output value."""
 
     nodes: list[ir.Node] = field(default_factory=list)
     results: dict[ir.Value, Result] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Zero padding into the convolution after it."""
+"""Folding of zero padding into the convolution after it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ._simplify.folding import fold_nodes
 
 @dataclass(frozen=True)
 class FoldPad(Pass):
-    """Fold a Pad by constant zeros into the `pads` of the Conv that alone uses it.
+    """Fold a Pad with constant zeros into the `pads` of the Conv that is its only reader.
 
-    Effect: exact. Declines other modes and values, padding of batch or channels, negative or
-    computed pads, and automatic padding of the Conv.
+    Effect: exact. Declines other modes and values, padding of the batch or the channels, negative
+    or computed pads, and a Conv with automatic padding.
 
     Shapes: unchanged.
 

@@ -1,4 +1,4 @@
-"""Patterns of transformers into the operators that do the same in one kernel."""
+"""Transformer patterns replaced by operators that compute the same in one kernel."""
 
 from __future__ import annotations
 
@@ -49,20 +49,24 @@ Match = Found | Rotation | RootMeanSquare
 
 @dataclass(frozen=True)
 class FuseAttention(Pass):
-    """Make one operator of each attention, rotary embedding and RMS normalisation.
+    """Replace each attention, rotary embedding and RMS normalisation by one operator.
 
-    Effect: exact. Raises the opset to 23 where the new operators need it. Finds what exporters
-    write of attention over heads: grouped queries (each key repeated by Expand and Reshape), masks
-    that are added or written over scores, a scale on queries, keys or scores; rotary embeddings by
-    halves of a head; RMS normalisations over the last axis. Runs simplify first where there is
-    something to fuse. Declines what is nearly such a pattern, with what is in the way. Two things
-    differ: the kernels take no lengths of zero, and where a mask leaves a position nothing to
-    attend to, opset 23's Attention gives zeros instead of NaN.
+    Effect: exact. Raises the opset to 23 if the new operators need it. Finds the patterns that
+    exporters write:
+
+    - attention over heads, with grouped queries (each key repeated by Expand and Reshape), masks
+      that are added to the scores or written over them, and a scale on queries, keys or scores;
+    - rotary embeddings that rotate halves of a head;
+    - RMS normalisations over the last axis.
+
+    Runs simplify first if there is something to fuse. Near matches are declined with the reason.
+    Two things differ afterwards: the kernels accept no lengths of zero, and if a mask leaves a
+    position nothing to attend to, opset 23's Attention gives zeros instead of NaN.
 
     Shapes: unchanged.
 
     Stats: `attention`, `rotary`, `normalization` (counts of new operators), `simplified` (count of
-    the rewrites of simplify before).
+    rewrites by simplify beforehand).
 
     Source: follows from the definitions of the operators of opset 23.
     """
@@ -73,7 +77,8 @@ class FuseAttention(Pass):
 
     form: Literal["auto", "standard", "runtime"] = Option(
         "auto",
-        "Attention of opset 23, or ONNX Runtime's own MultiHeadAttention; auto: by the target.",
+        "Attention of opset 23 (standard), or ONNX Runtime's own MultiHeadAttention (runtime); "
+        "auto: by the target.",
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
@@ -113,9 +118,10 @@ class FuseAttention(Pass):
 
 
 class _Sweep:
-    """All patterns of a model, in the order of the graph, so that each is as earlier ones left it.
+    """All patterns of a model in graph order, so that each is matched after earlier ones are
+    written.
 
-    `counts`: operators by their kind. `declined`: a reason for each that is nearly one.
+    `counts`: operators by kind. `declined`: the reason for each near match.
     """
 
     def __init__(self, pass_name: str, model: ir.Model, standard: bool) -> None:

@@ -1,4 +1,4 @@
-"""Column-wise weight quantization: the weights of other inputs make up for each rounding loss."""
+"""Column-wise weight rounding: later columns compensate for the error of earlier ones."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ from ._quant.grids import Grid
 
 @dataclass(frozen=True)
 class Gptq(RoundingPass):
-    """Round weights column by column, each column's error compensated by the columns after it.
+    """Round weights column by column; later columns compensate for the error of earlier ones.
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights. Minimises each
-    layer's squared output error over calibration data by second-order updates from its Gram matrix;
-    the bias takes part as a column that is never rounded, so a layer without one gets one. Zeros,
-    pruned perhaps, stay zero. `quant` with the same bits then finds exactly the same integers.
-    With `block` the grids are those of `quant(blocked)`, of Gemm and MatMul alone; the scale of a
-    block follows what its weights are once those before it are rounded, and no layer gets a bias.
+    layer's squared output error over calibration data, by second-order updates from the Gram matrix
+    of its inputs. The bias takes part as a column that is never rounded, so a layer without a bias
+    gets one. Zeros, such as pruned weights, stay zero. `quant` with the same bits then finds
+    exactly the same integers.
 
-    Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same; one (K + 1, K + 1) Gram matrix a group.
+    With `block`, only Gemm and MatMul are rounded, on the grids of `quant(blocked)`. The scale of a
+    block is chosen from its weights after they have compensated for the blocks before it, and no
+    layer is given a bias.
+
+    Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same; one (K + 1, K + 1) Gram matrix per
+    group.
 
     Errors: UsageError without calibration data, for `block` with other than 4 bits, or for a
-    pattern that matches no layer; RefusedError if it meets NaN or infinity.
+    pattern that matches no layer; RefusedError if calibration meets NaN or infinity.
 
-    Stats: `layers`, `weights` (counts), `gain_db` (dB of output error below plain rounding, mean
-    over layers).
+    Stats: `layers`, `weights` (counts), `gain_db` (dB by which the output error is lower than with
+    plain rounding, mean over layers).
 
     Source: Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers, ICLR 2023 (arXiv:2210.17323); convolutions as patches: Frantar et al., Optimal
@@ -49,8 +53,7 @@ class Gptq(RoundingPass):
 
     block: int | None = Option(
         None,
-        "Inputs that share a scale, as quant(blocked) will store them; none: a scale "
-        "a channel.",
+        "Inputs that share a scale, as in quant(blocked); none: one scale per channel.",
         low=16,
         high=65_536,
     )

@@ -1,4 +1,4 @@
-"""Constants stored in the cheapest form that a runtime decodes while it loads the model."""
+"""Constants stored in the smallest form that a runtime decodes when it loads the model."""
 
 from __future__ import annotations
 
@@ -32,24 +32,25 @@ to be known before.
 
 @dataclass(frozen=True)
 class Pack(Pass):
-    """Store each constant as bit mask, palette, gaps or narrower type, whatever takes fewest bytes.
+    """Store each constant in its smallest form: bit mask, palette, gaps, a narrower type or others.
 
-    Effect: exact. Touches constants of the main graph; they keep their names, as outputs of the
-    nodes that decode them, bit for bit; small ones of one kind are decoded at once. ONNX Runtime
-    folds these nodes while loading: kernels and speed of the loaded model are those of the dense
-    one. Loading takes up to 60 ns an element longer, and memory for what decoding computes on the
-    way (`load_memory`). A runtime that folds no constants (OpenVINO) decodes at every run instead.
-    Goes last: other passes see no weights behind decoders. A run unpacks what it is given, and ends
+    Effect: exact. Touches constants of the main graph. Nodes decode them bit for bit, and outputs
+    of these nodes keep the constants' names; small constants of one kind are decoded together. ONNX
+    Runtime folds these nodes when it loads the model, so kernels and speed are those of the dense
+    model. Loading takes up to 60 ns longer per element, and memory for what decoding computes on
+    the way (limited by `load_memory`). A runtime that folds no constants (OpenVINO) decodes at
+    every run instead. Models with an opset below 13 that cannot be raised are declined.
+
+    Put it last: other passes cannot see weights behind decoders. A run unpacks its input, and ends
     lossy pipelines with this pass.
 
     Shapes: unchanged.
 
-    Models of an opset below 13 that cannot be raised are declined.
-
-    Stats: `constants` (count packed), `bytes_before`, `bytes_after` (of these, names, shapes and
-    nodes included); `load_bytes` (most memory that decoding takes beside the constants); by codec,
-    `mask`, `palette`, `channel_palettes`, `codebook`, `bit_planes`, `gaps`, `short_gaps`, `grid`,
-    `narrow`, `one_value` (counts); `notes` (count of metadata entries and doc strings dropped).
+    Stats: `constants` (count packed), `bytes_before`, `bytes_after` (of these constants, names,
+    shapes and nodes included); `load_bytes` (maximum memory that decoding takes beside the
+    constants); by codec, `mask`, `palette`, `channel_palettes`, `codebook`, `bit_planes`, `gaps`,
+    `short_gaps`, `grid`, `narrow`, `one_value` (counts); `notes` (count of metadata entries and doc
+    strings dropped).
 
     Source: follows from the definition; palettes and masks: Han, Mao, Dally, Deep Compression, ICLR
     2016 (arXiv:1510.00149).
@@ -61,7 +62,7 @@ class Pack(Pass):
 
     min_saving: float = Option(
         0.05,
-        "Part of a constant's bytes that packing must save.",
+        "Fraction of a constant's bytes that packing must save.",
         low=0.0,
         high=1.0,
         unit="fraction",
@@ -77,7 +78,7 @@ class Pack(Pass):
 
     notes: Literal["drop", "keep"] = Option(
         "drop",
-        "Notes of exporters on nodes and values (metadata, doc strings), where a "
+        "Whether to drop exporters' notes on nodes and values (metadata, doc strings) if a "
         "constant is packed: they may outweigh the weights.",
     )
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from .. import UsageError
 from ._base import Context, Declined, Effect, Option, Pass, PassOutcome
-from ._core.drift_budget import SEQUENCES_WITH_DATA, WITH_DATA, WITHOUT_DATA
+from ._core.drift_budget import PLACES, WITH_DATA, WITHOUT_DATA
 from ._core.graph import become
 from ._core.ops import WEIGHTED_OPS
 from ._core.options import AUTO, Auto
@@ -30,39 +30,46 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Zero the weights of smallest magnitude, or those that the outputs miss least.
+    """Zero the weights of smallest magnitude, or those that matter least to the outputs.
 
     Effect: lossy. Touches float weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, in
     every subgraph; shapes, dtypes and names stay. A weight that several nodes share is one weight.
-    Already zero entries count.
+    Entries that are already zero count as pruned.
 
-    Without options (`sparsity=auto`) as many weights go as the outputs bear: losses at the model's
-    outputs are measured layer by layer on data (without data they are predicted from the weights),
-    the cheapest weights of all layers go, and the result is measured on samples that no fit saw
-    (without data on made-up inputs) until it keeps `min_sqnr`. `chosen` tells what each layer gave
-    and what it costs. With `size`, or with data and a `sparsity`, as many weights go in all as are
-    asked for, where they cost least (`allocation=auto`).
+    Without options (`sparsity=auto`), it prunes as many weights as the outputs can bear. It
+    measures on data, layer by layer, what zeros cost at the model's outputs (without data it
+    predicts this from the weights) and prunes the cheapest weights of all layers. It then measures
+    the result on samples that no fit saw (without data, on synthetic inputs), and adjusts the
+    amount until the result keeps `min_sqnr`. `chosen` says what each layer gave and what that
+    costs. With `size`, or with data and a `sparsity`, as many weights go in all as requested, where
+    they cost least (`allocation=auto`).
 
-    Shapes: any weight -> same. With `sparsity` exactly floor(sparsity * size) entries of each pool
-    (all weights under allocation=auto with data; else layer, row or model) are zero, ties by index;
-    without data every kept |w| >= every pruned |w|. With `pattern=N:M` each group of M along the
-    op's input axis keeps N. With `threshold` |w| <= threshold goes (select=max: |w| >= threshold,
-    or is clipped to it). As a control, and for outliers, select=max zeroes or clips the largest.
+    With data, the remaining weights are fitted (`fit`), layer by layer: by least squares, from the
+    layer's inputs in the pruned model to its outputs in the original, biases included (a MatMul
+    without one gets an Add). Each layer keeps its number of zeros. Their places follow `pattern`,
+    `threshold` and `scope=row`; otherwise they are chosen by magnitude, activation or second order.
+    Choice and fit use one half of the data and are judged on the other. A layer that the fit does
+    not improve there stays as it was pruned and is named, as are layers that cannot be fitted.
 
-    With data the weights that stay are fitted (`fit`): layer by layer, by least squares on the
-    inputs that the pruned model gives, towards the original's outputs, biases included (a MatMul
-    without one gets an Add). Each layer keeps its count of zeros. Their places follow `pattern`,
-    `threshold` and `scope=row`; else they are chosen by magnitude, activation or second order.
-    Choice and fit are made on one half of the data and judged on the other. A layer whose fit does
-    no better there stays as it was pruned, and is named, as are layers that cannot be fitted.
+    Shapes: any weight -> same. What becomes zero:
 
-    Errors: UsageError where options contradict each other, where no sparsity reaches a `size`, or a
+    - `sparsity`: exactly floor(sparsity * size) entries of each pool, ties by index. A pool is all
+      weights (allocation=auto with data), or else a layer, the model or a row (`scope`). Without
+      data, every kept |w| of a pool >= every pruned |w|.
+    - `pattern=N:M`: all but N entries of each group of M along the op's input axis.
+    - `threshold`: entries with |w| <= threshold. With select=max, entries with |w| >= threshold are
+      zeroed, or clipped to it.
+
+    select=max, which zeroes or clips the largest weights, serves as a control and for outliers.
+
+    Errors: UsageError if options contradict each other, if no sparsity reaches a `size`, or if a
     pattern of include, exclude or layers matches no layer.
 
     Stats: `weights` (count), `zeros` (count), `sparsity` (fraction), `clipped` (count, mode=clip),
-    `fitted` (count of layers), `by_…` (count of layers by the criterion of their mask), `select`,
-    `zipped_bytes` (all these weights under zlib level 1; absent above 256 MiB of weights); of
-    sparsity=auto `predicted_sqnr` and `measured_sqnr` (dB; absent where nothing is run).
+    `fitted` (count of layers), `by_…` (counts of layers by the criterion that chose their mask),
+    `select`, `zipped_bytes` (all these weights under zlib level 1; absent above 256 MiB of
+    weights); with sparsity=auto also `predicted_sqnr` and `measured_sqnr` (dB; the latter is absent
+    if nothing is run).
 
     Source: Han et al., Learning both Weights and Connections, NeurIPS 2015 (arXiv:1506.02626);
     allocations: Everett, Operations Research 11 (1963) for auto, Evci et al. 2020
@@ -77,23 +84,23 @@ class Prune(Pass):
     sparsity: float | Auto = Option(
         AUTO,
         "Fraction of weights to zero (select=max, mode=clip: to clip). auto: as many as the "
-        "outputs bear (min_sqnr); half of them where select, scope or allocation is given.",
+        "outputs can bear (min_sqnr); half of them if select, scope or allocation is given.",
         low=0.0,
         high=0.99,
     )
     min_sqnr: float | None = Option(
         None,
-        f"Least SQNR that the outputs keep with sparsity=auto; unset: {WITH_DATA:g} on data "
-        f"({SEQUENCES_WITH_DATA:g} of probabilities at several places of a sample), "
-        f"{WITHOUT_DATA:g} on made-up inputs.",
+        "SQNR that the outputs must keep with sparsity=auto, of what varies between samples; "
+        f"unset: {WITH_DATA:g} on data, {WITHOUT_DATA:g} on synthetic inputs, {PLACES:g} on "
+        "either for maps and for probabilities at several places of a sample.",
         low=0.0,
         high=120.0,
         unit="dB",
     )
     size: float | None = Option(
         None,
-        "Fraction of the bytes of the weights to leave, stored as bit masks and nonzeros, instead "
-        "of a sparsity.",
+        "Fraction of the weights' bytes to leave, stored as bit masks and nonzeros, instead of a "
+        "sparsity.",
         low=0.0,
         high=1.0,
     )
@@ -104,7 +111,7 @@ class Prune(Pass):
         "min", "Prune the smallest magnitudes, or the largest."
     )
     mode: Literal["zero", "clip"] = Option(
-        "zero", "Zero what is selected, or saturate it (select=max only)."
+        "zero", "Zero the selected weights, or saturate them (select=max only)."
     )
     scope: Literal["layer", "model", "row"] = Option(
         "layer",
@@ -112,20 +119,19 @@ class Prune(Pass):
     )
     pattern: str | None = Option(
         None,
-        "N:M, keep N of every M along the input axis, e.g. 2:4; sets the sparsity.",
+        "N:M: keep N of every M weights along the input axis, e.g. 2:4; sets the sparsity.",
     )
     allocation: Literal["auto", "uniform", "erk", "lamp"] = Option(
         AUTO,
-        "Sparsity by layer: all alike, by Erdos-Renyi kernel, by LAMP score, or by what its zeros "
-        "cost at the model's outputs (auto: with data or size; else uniform).",
+        "How sparsity is spread over layers: uniform, by Erdos-Renyi kernel (erk), by LAMP score, "
+        "or by what zeros cost at the model's outputs (auto: with data or size; else uniform).",
     )
     fit: bool = Option(
         True,
-        "Solve for the weights that stay by least squares towards the original's outputs, where "
-        "there is data.",
+        "With data, fit the remaining weights by least squares to the original's outputs.",
     )
     samples: int = Option(
-        512, "Calibration samples to fit to at most.", low=1, high=10_000_000
+        512, "Maximum number of calibration samples to fit to.", low=1, high=10_000_000
     )
     include: tuple[str, ...] = Option(
         (),
@@ -136,8 +142,9 @@ class Prune(Pass):
     )
     layers: tuple[str, ...] = Option(
         (),
-        "Sparsity of single layers, first match wins: PATTERN=SPARSITY; or @FILE.toml, whose table "
-        '[layers] has lines "PATTERN" = "SPARSITY". Others have `sparsity`, or keep all.',
+        "Sparsity of single layers, first match wins: PATTERN=SPARSITY; or @FILE.toml, whose table"
+        ' [layers] has lines "PATTERN" = "SPARSITY". Other layers get `sparsity`, or none if it is'
+        " auto.",
     )
     ops: tuple[str, ...] = Option(
         (), "Only weights of these op types; all weighted ops by default."
@@ -309,17 +316,29 @@ def _check_criteria(options: Prune) -> None:
         chosen.insert(0, f"pattern={options.pattern}")
     if len(chosen) > 1:
         first, second = chosen[:2]
-        _refuse(_name_in(first), f"{first} contradicts {second}", "keep one of them")
+        _refuse(
+            _name_in(first),
+            f"{first} contradicts {second}",
+            "keep one of them",
+        )
     by_layer = options.pattern or options.allocation not in (AUTO, "uniform")
     if options.select == "max" and by_layer:
-        _refuse("select", f"max contradicts {chosen[0]}", "keep one of them")
+        _refuse(
+            "select",
+            f"max contradicts {chosen[0]}",
+            "keep one of them",
+        )
     # both put zeros where they cost least, whatever else would rank them
     for option in ("size", "min_sqnr"):
         value = getattr(options, option)
         rankings = _rankings(options)
         if value is not None and rankings:
             problem = f"{option}={value} contradicts {rankings[0]}"
-            _refuse(option, problem, "keep one of them, or give a sparsity")
+            _refuse(
+                option,
+                problem,
+                "keep one of them, or give a sparsity",
+            )
 
 
 def _check_by_name(options: Prune) -> None:

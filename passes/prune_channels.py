@@ -19,7 +19,7 @@ from ._channels.keep_budget import made_as_asked
 from ._channels.overview import ChannelGroup, ChannelGroups, channel_groups
 from ._channels.pruning import Pruned, Pruning
 from ._channels.select import Candidates, Choice, Scope
-from ._core.drift_budget import sqnr_of
+from ._core.drift_budget import CHANNELS_WITH_DATA, WITHOUT_DATA, sqnr_of
 from ._core.options import AUTO, Auto
 from ._core.weights import held_models
 from ._dims.solve import Attention
@@ -47,38 +47,45 @@ CRITERION_OF = {"drift": "drift", "frequency": "stability"}
 class PruneChannels(Pass):
     """Remove whole channels, hidden units and attention heads from every tensor that has them.
 
-    Without options it takes from each group as much as the outputs can bear, and tells for each
-    what went and why no more; `ratio`, `macs`, `params`, `size` or `drift` set the amount.
+    Without options, it removes from each group of channels as many as the outputs can bear, and
+    says for each group what went and why no more. `ratio`, `macs`, `params`, `size` or `drift` set
+    the amount.
 
-    Effect: lossy. Finds from a rule for each operator which slices of which tensors must go
-    together, removes the least important of these groups and what only served them, and adapts
-    attributes and constant shapes. Checks that the result computes what the whole model does with
-    those channels switched off; a group for which that fails stays and is named. Inputs and outputs
-    of the model keep their shapes. With calibration data each layer that lost inputs is
-    then fitted to what it computed before. Ratios count from the widths before the first
-    prune-channels.
+    Effect: lossy. A rule for each operator says which slices of which tensors belong to one
+    channel. The pass removes the least important channels with everything that only served them,
+    and adapts attributes and constant shapes. It then checks that the result computes what the
+    whole model does with those channels switched off; a group that fails this check stays and is
+    named. Inputs and outputs of the model keep their shapes. With calibration data, each layer that
+    lost inputs is then fitted to what it computed before. Ratios are relative to the widths before
+    the first prune-channels.
 
-    ratio=auto, with data: every group's loss at the outputs is measured, choices that save most
-    within some loss are compared, and one is made that keeps `min_sqnr` on calibration samples that
-    it was not fitted to (from 32 on), with two standard errors of so few allowed for. Without data:
-    losses are shares of weights, and results are compared on made-up inputs. Savings below 2 % are
-    not worth drift: then only constant channels go, as where nothing can be run. A result that was
-    asked for and keeps less than 10 dB is made, with a warning.
+    ratio=auto with data: the loss of every group at the outputs is measured, and choices that save
+    most for a given loss are compared. The one that is made keeps `min_sqnr` on calibration samples
+    that it was not fitted to (from 32 samples on), with a margin of two standard errors because
+    these are few.
 
-    Shapes: every axis of a group of n channels, n -> the allowed width nearest to n - floor(ratio *
-    n), the wider of two as near; ratio=auto: n -> any width that `least` and `multiple` allow.
+    ratio=auto without data: losses are estimated as shares of the weights, and results are compared
+    on synthetic inputs.
 
-    Errors: UsageError where a criterion needs data, where patterns match nothing, where options
-    contradict each other.
+    Either way, savings below 2 % are not worth the drift: then, or if nothing can be run, only
+    constant channels go. If you set the amount yourself and the result keeps less than 12 dB, it is
+    made all the same, with a warning.
+
+    Shapes: every axis of a group of n channels: n -> the allowed width nearest to n - floor(ratio *
+    n), the wider one if two are equally near; ratio=auto: n -> any width that `least` and
+    `multiple` allow.
+
+    Errors: UsageError if a criterion needs data and there is none, if patterns match nothing, or if
+    options contradict each other.
 
     Stats: `channels` removed, `groups` that lost some, `layers` fitted (counts), `params_before`,
-    `params_after`, `macs_before`, `macs_after` (counts, symbolic dims as 1), `error` of the proof
-    (relative, root mean square; absent where the model could not be run), `predicted_sqnr` and
-    `measured_sqnr` of the outputs (dB; absent where not known or infinite).
+    `params_after`, `macs_before`, `macs_after` (counts, symbolic dims as 1), `error` of the check
+    (relative, root mean square; absent if the model could not be run), `predicted_sqnr` and
+    `measured_sqnr` of the outputs (dB; absent if unknown or infinite).
 
     Source: groups: Fang et al., DepGraph, CVPR 2023 (arXiv:2301.12900), here on index spaces;
     fitting: He et al., Channel Pruning, ICCV 2017 (arXiv:1707.06168); criteria: docs/channels.md
-    names each with its own.
+    names the source of each.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -87,21 +94,23 @@ class PruneChannels(Pass):
 
     ratio: float | Auto = Option(
         AUTO,
-        "Fraction of the channels to remove; auto: of each group as much as the outputs can bear.",
+        "Fraction of the channels to remove; auto: from each group as many as the outputs can "
+        "bear.",
         low=0.0,
         high=0.99,
     )
     min_sqnr: float | None = Option(
         None,
-        "What the outputs keep under ratio=auto; unset: 15 on data, 12 on made-up inputs.",
+        "SQNR that the outputs must keep with ratio=auto, of what varies between samples; unset: "
+        f"{CHANNELS_WITH_DATA:g} on data, {WITHOUT_DATA:g} on synthetic inputs.",
         low=0.0,
         high=100.0,
         unit="dB",
     )
     scope: Scope = Option(
         "layer",
-        "Take the ratio of each group, of all channels ranked together (global), or of "
-        "groups of the same shape ranked together (isomorphic).",
+        "Apply the ratio to each group, to all channels ranked together (global), or to groups of "
+        "the same shape ranked together (isomorphic).",
     )
     importance: Literal[
         "auto",
@@ -119,83 +128,85 @@ class PruneChannels(Pass):
     ] = Option(
         "auto",
         "What channels are ranked by: norms of their weights (l1, l2), how replaceable they are "
-        "(geometric-median), what their readers make of them (activation, variance, drift after "
-        "refitting), how surely half of the data agrees (stability), gradients (taylor, fisher). "
-        "auto: drift with data, else l2.",
+        "(geometric-median), the scale of the BatchNormalization after them (bn-scale), their "
+        "effect on the layers that read them (activation, variance, drift after refitting), how "
+        "often halves of the data agree (stability), gradients (taylor, fisher), or chance "
+        "(random). auto: drift with data, else l2.",
     )
     aggregate: Aggregate = Option(
-        "mean", "How the scores of a group's several weights become one."
+        "mean", "How the scores of a group's several weights are combined into one."
     )
     normalise: Normalise = Option(
-        "mean", "Figure of each weight's scores by which they are divided before."
+        "mean",
+        "Statistic that each weight's scores are divided by before they are combined.",
     )
     attention: Attention = Option(
-        "heads", "Take whole heads out of attention, or dimensions of every head."
+        "heads", "Remove whole heads from attention, or dimensions of every head."
     )
     macs: float | None = Option(
         None,
-        "Largest fraction of the multiply-accumulates to leave, instead of a ratio.",
+        "Maximum fraction of the multiply-accumulates to leave, instead of a ratio.",
         low=0.0,
         high=1.0,
     )
     params: float | None = Option(
         None,
-        "Largest fraction of the parameters to leave, instead of a ratio.",
+        "Maximum fraction of the parameters to leave, instead of a ratio.",
         low=0.0,
         high=1.0,
     )
     size: float | None = Option(
         None,
-        "Largest fraction of the bytes of weights to leave, instead of a ratio.",
+        "Maximum fraction of the weights' bytes to leave, instead of a ratio.",
         low=0.0,
         high=1.0,
     )
     drift: float | None = Option(
         None,
-        "Remove as long as each group's readers lose at most this share of their outputs' "
-        "variance (importance=drift), instead of a ratio.",
+        "Remove channels as long as each group's readers lose at most this share of their outputs'"
+        " variance (importance=drift), instead of a ratio.",
         low=0.0,
         high=1.0,
     )
     frequency: float | None = Option(
         None,
-        "Remove only channels that at least this share of the halves of the data would "
+        "Remove only channels that at least this share of the halves of the data would remove "
         "(importance=stability).",
         low=0.0,
         high=1.0,
     )
     least: int = Option(
         1,
-        "Channels that every group keeps; 0 lets whole branches go where the rest works without.",
+        "Channels that every group keeps; 0 lets whole branches go if the rest works without them.",
         low=0,
         high=1_000_000,
     )
     multiple: int | None = Option(
         None,
-        "Widths of convolutions are multiples of it; unset: of what the target computes at once "
-        "(scope=global within a budget: any that pay there).",
+        "Widths are multiples of this. Unset: for convolutions, multiples of what the target "
+        "computes at once; with ratio=auto, or scope=global and a budget, any width that pays.",
         low=0,
         high=1024,
     )
     include: tuple[str, ...] = Option(
         (),
-        "Only groups of which a weight (WEIGHT, or WEIGHT:AXIS) or its node matches one of these.",
+        "Only groups in which a weight (WEIGHT, or WEIGHT:AXIS) or its node matches a pattern.",
     )
     exclude: tuple[str, ...] = Option(
         (),
-        "Not the groups of which a weight (WEIGHT, or WEIGHT:AXIS) or its node "
-        "matches one of these.",
+        "Leave out groups in which a weight (WEIGHT, or WEIGHT:AXIS) or its node matches a "
+        "pattern.",
     )
     recover: bool = Option(
         True,
-        "Fit layers that lost inputs to the whole model's outputs, where there is data.",
+        "With data, fit each layer that lost inputs to what it computes in the whole model.",
     )
     samples: int = Option(
-        512, "Calibration samples to use at most.", low=1, high=10_000_000
+        512, "Maximum number of calibration samples to use.", low=1, high=10_000_000
     )
     damp: float = Option(
         1e-3,
-        "Share of the inputs' mean square added to it when fitting.",
+        "Damping of the fit: share of the inputs' mean square that is added to it.",
         low=1e-9,
         high=1.0,
     )

@@ -1,5 +1,5 @@
-"""Quantization: integer layers in the form that the target's runtime fuses; weights of 8 bits down
-to one.
+"""Quantization: integer layers in the form that the target's runtime fuses, with weights of 8 bits
+down to one.
 """
 
 from __future__ import annotations
@@ -122,18 +122,24 @@ class Quant(Pass):
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights and the values
     between them, LSTM (integers at run time), GRU and RNN (8-bit weights), and tables that Gather
-    takes rows from (fp16: every node that float16 can hold); inputs and outputs keep their types.
-    With calibration data activations get static ranges; without, MatMul and Gemm quantize them at
-    run time and Conv stays float. Bodies of If, Loop and Scan are calibrated inside; where no
-    sample enters one, its Conv stays float, on 8-bit weights. Weights of 4 bits or fewer are stored
-    packed and unpacked to int8 when the runtime loads the model: the file is smaller, the speed
-    that of int8. `palette`: of 256 codes each channel uses 2**bits, those that fit its weights;
-    kernels are those of int8, and `pack` stores the indices. `codebook`: 8 or 9 neighbouring
-    weights (bits=1), or 4 (bits=2), are one of 256 vectors of codes, which layers share; of one bit
-    the smallest layers, a quarter of the weights, have 2; tables and recurrent layers keep 8, and
-    pruned zeros are not kept. Without data codes of both are chosen on made-up inputs: expect less
-    on real ones. What exporters noted on nodes and values goes
-    (`notes=keep`); names stay.
+    takes rows from (fp16: every node that can run in float16). Inputs and outputs keep their types.
+    Exporters' notes on nodes and values are dropped (`notes=keep` keeps them); names stay.
+
+    With calibration data, activations get static ranges. Without, MatMul and Gemm quantize them at
+    run time, and Conv stays float. Bodies of If, Loop and Scan are calibrated too; if no sample
+    enters one, its Conv stays float, with 8-bit weights.
+
+    Weights of 4 bits or fewer are stored packed, and are unpacked to int8 when the runtime loads
+    the model: the file is smaller, and the speed is that of int8.
+
+    - `palette`: each channel uses only 2**bits of 256 codes, those that fit its weights. Kernels
+      are those of int8, and `pack` stores the indices.
+    - `codebook`: 8 or 9 neighbouring weights (bits=1), or 4 (bits=2), are one of 256 vectors of
+      codes, which layers share. With bits=1, the smallest layers, a quarter of the weights, get 2
+      bits. Tables and recurrent layers keep 8 bits, and pruned zeros are not kept.
+
+    Without data, the codes of both are chosen on synthetic inputs: expect worse results on real
+    ones.
 
     Shapes: weight (M, C, *K), (K, N) -> same, int8 with one scale per output channel; bias (M,) ->
     int32.
@@ -142,18 +148,21 @@ class Quant(Pass):
     for 3 and 4 bits, 16-bit activations and blocks). UsageError if an entry of `layers` cannot be
     read, or if it or a pattern of `include` or `exclude` matches no layer.
 
-    Stats: `layers` (count), `weights` (count, now 8 bit or less), `weights_N_bit` (count of those
-    of N bits, for each N), `pairs` (count of Q/DQ pairs),
-    `int8_kernels` (count of the runtime's integer kernels; `unproven` where it was not asked),
-    `missed` (count of layers that it runs in float all the same), `offending_pairs` (count of
-    weight pairs that may saturate on x86 CPUs without VNNI: 0 on targets that are to run on any
-    CPU), `simplified`, `smoothed`, `rounded` (counts of what the passes changed that run inside:
-    exact rewrites, values whose channels were evened out, layers rounded by data),
-    `rounding_gain_db` (dB of output error below nearest rounding, mean over those layers),
-    `outliers` (count of layers whose weights alone are integers, for their input holds outliers or
-    samples too quiet for one grid),
-    `tables` (count of tables in 8 bits), `fused` (count of operators that pass fuse-attention made,
-    for blocks), `notes` (count of metadata entries and doc strings dropped).
+    Stats:
+
+    - `layers` (count), `weights` (count of those that now have 8 bits or fewer), `weights_N_bit`
+      (count of those of N bits, for each N), `pairs` (count of Q/DQ pairs), `tables` (count of
+      tables in 8 bits).
+    - `int8_kernels` (count of the runtime's integer kernels; `unproven` if it was not asked),
+      `missed` (count of layers that it still runs in float), `offending_pairs` (count of weight
+      pairs that may saturate on x86 CPUs without VNNI; 0 on targets for any CPU).
+    - Of the passes that run inside: `simplified` (count of exact rewrites), `smoothed` (count of
+      values whose channels were evened out), `rounded` (count of layers rounded on data),
+      `rounding_gain_db` (dB of output error below nearest rounding, mean over those layers),
+      `fused` (count of operators that pass fuse-attention made, for blocks).
+    - `outliers` (count of layers in which only the weights are integers, because the input holds
+      outliers or samples too quiet for one grid), `notes` (count of metadata entries and doc
+      strings dropped).
 
     Source: Jacob et al., Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference, CVPR 2018 (arXiv:1712.05877); binary: Rastegari et al.,
@@ -179,17 +188,16 @@ class Quant(Pass):
         "binary",
     ] = Option(
         "int8",
-        "int8: integers, activations too (static with data, at run time without); "
-        "dynamic: at run time even "
-        "with data; int16: 16-bit activations; blocked: weights only, a scale a "
-        "block; palette: each channel uses only 2**bits different int8 values, and the file stores "
-        "indices of them; codebook: several weights are one of 256 vectors of int8 values; "
-        "fp16: the whole model in half "
-        "precision; ternary, binary: weights of -1, (0,) 1.",
+        "int8: integers, activations too (static with data, at run time without); dynamic: "
+        "activations at run time even with data; int16: 16-bit activations; blocked: weights only,"
+        " one scale per block; palette: each channel uses only 2**bits different int8 values, and "
+        "the file stores their indices; codebook: several weights together are one of 256 vectors "
+        "of int8 values; fp16: the whole model in half precision; ternary: weights of -1, 0 and 1;"
+        " binary: weights of -1 and 1.",
         instead=_FORMS_INSTEAD,
     )
     calibration: RangeMethod = Option(
-        "auto", "How activation ranges are read off the calibration data."
+        "auto", "How activation ranges are chosen from the calibration data."
     )
     percentile: float = Option(
         99.99,
@@ -199,7 +207,7 @@ class Quant(Pass):
         unit="percent",
     )
     samples: int = Option(
-        512, "Calibration samples to use at most.", low=1, high=10_000_000
+        512, "Maximum number of calibration samples to use.", low=1, high=10_000_000
     )
     include: tuple[str, ...] = Option(
         (),
@@ -208,27 +216,26 @@ class Quant(Pass):
     )
     exclude: tuple[str, ...] = Option(
         (),
-        "Leave layers float (fp16: nodes) whose node, weight or output name matches a "
-        "pattern.",
+        "Leave layers (fp16: nodes) float if their node, weight or output name matches a pattern.",
     )
     layers: tuple[str, ...] = Option(
         (),
-        "What single layers become, first match wins: PATTERN=FORM[:bits], FORM also "
-        "float; or @FILE.toml, whose "
-        'table [layers] has lines "PATTERN" = "FORM[:bits]".',
+        "Form of single layers, first match wins: PATTERN=FORM[:bits], where FORM may also be "
+        'float; or @FILE.toml, whose table [layers] has lines "PATTERN" = "FORM[:bits]".',
     )
     bits: int = Option(
         8,
-        "Bits of integer weights; 1 for palette and codebook alone, of which codebook has 1 and 2.",
+        "Bits per integer weight: 1 to 6 for palette, 1 or 2 for codebook, 4 or 8 for blocked, 2 "
+        "to 8 otherwise.",
         low=1,
         high=8,
         instead={"16": "quant(int16) or quant(fp16)"},
     )
     activation_bits: int = Option(
         8,
-        "Bits of what integer layers read, but the ends; needs data. Fewer than 8 "
-        "are clipped codes for 8-bit "
-        "kernels, which make a CPU no faster; finetune wins the loss back.",
+        "Bits of the inputs of integer layers, except the first and the last; needs data. Fewer "
+        "than 8 are clipped codes for 8-bit kernels, which make no CPU faster; finetune recovers "
+        "the loss.",
         low=2,
         high=8,
     )
@@ -236,67 +243,73 @@ class Quant(Pass):
         32, "Weights that share a scale, for blocked.", low=16, high=65_536
     )
     planes: int = Option(
-        1, "Sums of so many signs, for binary: as many bits a weight.", low=1, high=3
+        1,
+        "Number of planes of signs that are summed, for binary; each takes one bit per weight.",
+        low=1,
+        high=3,
     )
     fit: Literal["mse", "mean"] = Option(
-        "mse", "Scale of binary and ternary weights: least squares, or from mean |w|."
+        "mse",
+        "Scale of binary and ternary weights: least squares (mse), or from mean |w| (mean).",
     )
     storage: Storage = Option(
         "auto",
-        "How 3- and 4-bit weights are kept: int4, a type of opset 21 (ONNX Runtime "
-        "1.23 or newer), or table, "
-        "looked up while loading, as small (opset 13). auto: int4.",
+        "How 3- and 4-bit weights are stored: int4, a type of opset 21 (ONNX Runtime 1.23 or "
+        "newer), or table, a lookup at load that is as small (opset 13). auto: int4.",
     )
     kernel: Literal["auto", "int8", "float"] = Option(
         "auto",
-        "What runs the layers; float only stores them small. auto: int8 where ranges are known.",
+        "Kernels that run the layers; with float, weights are only stored in fewer bits. auto: "
+        "int8 if activation ranges are known.",
     )
     ends: Literal["8", "same"] = Option(
-        "8", "First and last layer where the others have 4 bits or fewer."
+        "8",
+        "Bits of the first and the last layer if the others have 4 or fewer: 8, or the same.",
     )
     rounding: Literal["gptq", "nearest"] = Option(
         "gptq",
-        "How integer weights are rounded where there is calibration data: so that "
-        "each layer's outputs stay "
-        "(pass gptq), or each to the nearest.",
+        "How integer weights are rounded if there is calibration data: so that each layer's "
+        "outputs are preserved (pass gptq), or each to the nearest.",
     )
     sensitive: float = Option(
         0.12,
-        "Share of the weights in 4-bit blocks that get 8 bits, in the layers that "
-        "lose most for their size (rounding=gptq).",
+        "Share of the weights in 4-bit blocks that get 8 bits instead, in the layers that lose "
+        "most for their size (rounding=gptq).",
         low=0.0,
         high=1.0,
         unit="fraction",
     )
     smooth: bool = Option(
         True,
-        "Even out activations for MatMul and Gemm first (pass smooth), where there is data; for "
-        "blocks of 4 bits, weights.",
+        "With data, first even out the activations of MatMul and Gemm (pass smooth); for 4-bit "
+        "blocks, scale weights for better rounding (its aim=weights).",
     )
     notes: Literal["drop", "keep"] = Option(
         "drop",
-        "What exporters say of nodes and values (metadata, doc strings): it may "
+        "Whether to drop exporters' notes on nodes and values (metadata, doc strings), which may "
         "outweigh the weights.",
     )
     measure: bool = Option(
-        True, "Put back to float what measures slower in 8-bit integers than in float."
+        True,
+        "Time the result, and return layers to float that are slower in 8-bit integers.",
     )
     outliers: Literal["blocks", "ignore"] = Option(
         "blocks",
-        "Layers whose input holds outliers that 8 bits do not survive: blocks of weights times "
-        "float, or ignore; the same for samples too quiet for one grid.",
+        "Layers whose input holds outliers that do not survive 8 bits: blocks keeps the input "
+        "float and stores the weights in blocks, ignore quantizes them like other layers. Also "
+        "applies to inputs with samples too quiet for one grid.",
     )
     tables: Literal["int8", "float"] = Option(
         "int8",
-        "Tables that Gather takes rows from, as embeddings: 8 bits with a scale a "
-        "row, or float. Not of fp16.",
+        "Tables that Gather takes rows from, such as embeddings: 8 bits with one scale per row, or"
+        " float. Not for fp16.",
     )
 
     fuse: bool = Option(
         True,
-        "Make one operator of each attention, rotary embedding and RMS normalisation (pass "
-        "fuse-attention) where weights alone get blocks and the target is a CPU: needs ONNX "
-        "Runtime 1.23.",
+        "Replace each attention, rotary embedding and RMS normalisation by one operator (pass "
+        "fuse-attention) if only weights are quantized, in blocks, and the target is a CPU; needs "
+        "ONNX Runtime 1.23.",
     )
 
     def __post_init__(self) -> None:

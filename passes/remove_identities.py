@@ -1,4 +1,4 @@
-"""Removal of ops that change nothing, and of pairs of which one op does the work of both."""
+"""Removal of ops that change nothing, and merging of pairs that one op can replace."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Rule = Callable[[ir.Node, Edit], bool]
 class RemoveIdentities(Pass):
     """Remove no-ops and merge pairs of ops, by a table of small rules, until none applies.
 
-    Effect: exact. Names, types and shapes of inputs and outputs stay, and an Identity between the
-    two. Ops that ONNX Runtime fuses best (HardSwish, Gelu, LayerNormalization, Softmax, MatMul with
-    Add) are never split. `x + 0` becomes `x`, although -0.0 + 0.0 is 0.0: equal numbers, as for
-    ONNX Runtime's own optimizer.
+    Effect: exact. Names, types and shapes of the model's inputs and outputs stay, and so does an
+    Identity from an input to an output. Ops that ONNX Runtime fuses best (HardSwish, Gelu,
+    LayerNormalization, Softmax, MatMul with Add) are never split. `x + 0` becomes `x`, although
+    -0.0 + 0.0 is 0.0: the two are equal numbers, and ONNX Runtime's own optimizer does the same.
 
-    Shapes: unchanged. A computed Reshape target of which one dim at most is unknown becomes a
-    constant with 0 and -1.
+    Shapes: unchanged. A computed Reshape target with at most one unknown dim becomes a constant
+    with 0 and -1.
 
     Stats: `rewrites` (count), and one count for each rule that applied.
 
@@ -43,7 +43,8 @@ class RemoveIdentities(Pass):
 
     nonempty: bool = Option(
         True,
-        "Take symbolic dims of the model's inputs as at least 1: no empty batch is ever fed.",
+        "Assume that symbolic dims of the model's inputs are at least 1: no empty batch is ever "
+        "fed.",
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:

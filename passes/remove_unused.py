@@ -1,4 +1,4 @@
-"""Removal of parts on which no output depends: nodes, initializers, functions, opset imports."""
+"""Removal of parts that no output depends on: nodes, initializers, functions, opset imports."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ._core.rewrites import permit
 class RemoveUnused(Pass):
     """Remove nodes, initializers, optional outputs, functions and imports that no output needs.
 
-    Effect: exact. Inputs and outputs of the model stay, used or not, also initializers that are
-    inputs.
+    Effect: exact. Inputs and outputs of the model stay, used or not, and so do initializers that
+    are also inputs.
 
     Shapes: unchanged.
 

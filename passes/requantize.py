@@ -1,4 +1,4 @@
-"""Quantized files made safe for every CPU: 8-bit weights rounded anew so that no pair of products
+"""Quantized files made safe for every CPU: 8-bit weights rounded again so that no pair of products
 saturates.
 """
 
@@ -50,19 +50,19 @@ STATS = ("layers", "weights", "mended", "offending_pairs")
 
 @dataclass(frozen=True)
 class Requantize(Pass):
-    """Round 8-bit weights anew where products may saturate on x86 CPUs without VNNI.
+    """Round 8-bit weights again if their products may saturate on x86 CPUs without VNNI.
 
-    Effect: lossy. Touches weights of layers between Q/DQ nodes and of QLinearConv, QLinearMatMul,
-    QGemm, MatMulInteger, MatMulIntegerToFloat and DynamicQuantizeMatMul that hold such pairs,
-    whichever tool made them: each output channel gets the scale of least expected error, codes that
-    stay within the limit, a zero point of its own that is 0, and a bias that follows. With data,
-    layers between Q/DQ nodes are rounded so that their outputs stay (`gptq`); without, each weight
-    to the nearest code. Activations and all other layers stay as they are.
+    Effect: lossy. Touches layers between Q/DQ nodes, QLinearConv, QLinearMatMul, QGemm,
+    MatMulInteger, MatMulIntegerToFloat and DynamicQuantizeMatMul if their weights hold pairs that
+    may saturate, whichever tool made them. Each output channel gets the scale of least expected
+    error, codes within the limit, its own zero point of 0, and a bias in units of the new scale.
+    With data, layers between Q/DQ nodes are rounded so that their outputs are preserved (`gptq`);
+    all others, and all without data, are rounded to the nearest code. Activations and all other
+    layers stay as they are.
 
-    Shapes: weight codes (M, C, *K), (K, N) -> same; scale and zero point -> one for each output
-    channel.
+    Shapes: weight codes (M, C, *K), (K, N) -> same; scale and zero point -> one per output channel.
 
-    Errors: RefusedError if calibration data brings NaN or infinity.
+    Errors: RefusedError if calibration meets NaN or infinity.
 
     Stats: `layers`, `weights` (counts), `mended` (pairs that could saturate), `offending_pairs`
     (those left).
@@ -77,12 +77,11 @@ class Requantize(Pass):
 
     rounding: Literal["gptq", "nearest"] = Option(
         "gptq",
-        "How weights are rounded where there is calibration data: so that each "
-        "layer's outputs stay, or each "
-        "to the nearest.",
+        "How weights are rounded if there is calibration data: so that each layer's outputs are "
+        "preserved (gptq), or each to the nearest.",
     )
     samples: int = Option(
-        64, "Calibration samples to use at most.", low=1, high=10_000_000
+        64, "Maximum number of calibration samples to use.", low=1, high=10_000_000
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
@@ -138,7 +137,7 @@ class Requantize(Pass):
 
 @dataclass(frozen=True, eq=False)
 class _Observed:
-    """A layer as `moments_of` looks at it."""
+    """A layer in the form that `moments_of` takes."""
 
     layer: IntegerLayer
 

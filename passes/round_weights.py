@@ -1,4 +1,4 @@
-"""Learned rounding: each weight up or down, whichever lowers the layer's output error most."""
+"""Learned rounding: each weight goes up or down, whichever lowers the layer's output error more."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ._quant.grids import Grid
 
 @dataclass(frozen=True)
 class RoundWeights(RoundingPass):
-    """Choose the grid point below or above each weight by descent on the layer's output error.
+    """Round each weight up or down, by descent on the layer's output error.
 
     Effect: lossy. Touches Conv, Gemm and MatMul with constant float32 weights. Solves AdaRound's
-    layer-wise problem, min (dW) H (dW)^T over up/down choices, without its relaxation: starting
-    from nearest rounding, a weight flips wherever that lowers the error, input by input, until none
-    does. H is the covariance of the inputs; the mean error goes into the bias, so a layer without
-    one gets one. `quant` with the same bits finds exactly the same integers.
+    layer-wise problem, min (dW) H (dW)^T over up/down choices, without its relaxation: it starts
+    from nearest rounding and flips weights, input by input, until no flip lowers the error. H is
+    the covariance of the inputs. The mean error goes into the bias, so a layer without one gets
+    one. `quant` with the same bits finds exactly the same integers.
 
-    Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same; one (K, K) matrix a group while it is
-    worked on.
+    Shapes: weight (M, C, *K) or (K, N), bias (M,) -> same; one (K, K) matrix per group while it is
+    processed.
 
     Errors: UsageError without calibration data, or for a pattern that matches no layer;
-    RefusedError if it meets NaN or infinity.
+    RefusedError if calibration meets NaN or infinity.
 
-    Stats: `layers`, `weights` (counts), `gain_db` (dB of output error below plain rounding, mean
-    over layers).
+    Stats: `layers`, `weights` (counts), `gain_db` (dB by which the output error is lower than with
+    plain rounding, mean over layers).
 
     Source: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020
     (arXiv:2004.10568), the quadratic form of its section 3.
@@ -42,7 +42,7 @@ class RoundWeights(RoundingPass):
     unit: ClassVar[str] = "layers"
 
     sweeps: int = Option(
-        20, "Times that each weight is looked at, at most.", low=1, high=1000
+        20, "Maximum number of sweeps over the weights.", low=1, high=1000
     )
 
     def solve(

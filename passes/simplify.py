@@ -1,4 +1,4 @@
-"""The exact passes together, until nothing changes."""
+"""The exact passes, repeated until nothing changes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ ROUNDS = 20
 class Simplify(Pass):
     """Run the exact passes until none changes anything: fewer nodes, equal outputs.
 
-    Effect: exact. Groups remove-unused, deduplicate-initializers, unpack-sequences,
+    Effect: exact. Runs remove-unused, deduplicate-initializers, unpack-sequences,
     remove-identities, fold-constants, fold-batchnorm, fold-affine, fold-pad and
-    eliminate-common-subexpressions; infers shapes anew after every round that changed something.
+    eliminate-common-subexpressions; infers shapes again after every round that changed something.
     Dynamic dims stay dynamic.
 
     Shapes: unchanged.
@@ -39,7 +39,8 @@ class Simplify(Pass):
     Stats: `rounds` (count), `nodes_before`, `nodes_after` (counts over all graphs), and what each
     pass changed.
 
-    Source: ONNX Runtime's own optimizer is not idempotent: it misses what its later steps uncover.
+    Source: ONNX Runtime's own optimizer is not idempotent: it misses what its later steps make
+    possible.
     """
 
     name: ClassVar[str] = "simplify"
@@ -48,7 +49,8 @@ class Simplify(Pass):
 
     nonempty: bool = Option(
         True,
-        "Take symbolic dims of the model's inputs as at least 1: no empty batch is ever fed.",
+        "Assume that symbolic dims of the model's inputs are at least 1: no empty batch is ever "
+        "fed.",
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:

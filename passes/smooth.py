@@ -1,4 +1,4 @@
-"""Activation outliers into weights: layers read even channels, their weights take the factors."""
+"""Activation outliers moved into weights: layers read even channels, weights take the factors."""
 
 from __future__ import annotations
 
@@ -53,29 +53,30 @@ noise.
 
 @dataclass(frozen=True)
 class Smooth(Pass):
-    """Divide what layers read by a factor a channel, and multiply their weights by it.
+    """Divide what layers read by a factor per channel, and multiply their weights by it.
 
-    Quiet channels become louder, so that the 8 bits of one range hold all of them. Or, with
-    `aim=weights`, weights that loud channels meet become larger, so that blocks of few bits round
-    them better: before quant(blocked).
+    Quiet channels become louder, so that the 8 bits of one range can represent all of them. With
+    `aim=weights`, the weights that multiply loud channels become larger instead, so that blocks of
+    few bits round them better; put it before quant(blocked).
 
-    Effect: exact. Touches MatMul and Gemm with constant float32 weights. The factor max|x|^alpha /
-    max|w|^(1 - alpha) goes into what makes the value, where nothing else reads it: a
-    LayerNormalization or RMSNormalization, a Mul by constants, or a layer (through Relu, or a Mul
-    by another value). Where nothing can take it, a Mul is inserted in front of the layers. The gain
-    is judged on samples that had no part in the factors. With `aim=activations` the range of the
-    value stays: no channel is made so loud that it could leave it on other samples, as far as the
-    tails of its values tell. With `aim=weights` the factor is a power of the mean |x|, that of
-    least error at the layers' outputs when weights are rounded to 4 bits in blocks of `block`
-    inputs.
+    Effect: exact. Touches MatMul and Gemm with constant float32 weights. The factor is max|x|^alpha
+    / max|w|^(1 - alpha). If nothing else reads the value, the node that makes it takes the factor:
+    a LayerNormalization or RMSNormalization, a Mul by constants, or a layer (also through Relu, or
+    a Mul by another value). If no node can take it, a Mul is inserted in front of the layers. The
+    gain is judged on samples that the factors were not computed from.
+
+    With `aim=activations`, the range of the value stays: no channel becomes so loud that it could
+    leave the range on other samples, as far as the tails of its values tell. With `aim=weights`,
+    the factor is a power of mean |x| instead: the one with the least error at the layers' outputs
+    when weights are rounded to 4 bits in blocks of `block` inputs.
 
     Shapes: activations (..., C) and weights (C, M) keep theirs; one factor for each of the C
     channels.
 
-    Errors: UsageError without calibration data; RefusedError if it meets NaN or infinity.
+    Errors: UsageError without calibration data; RefusedError if calibration meets NaN or infinity.
 
-    Stats: `smoothed`, `inserted` (counts of values), `gain_db` (dB that the noise of 8-bit
-    activations, or of weights, falls by, mean over the values).
+    Stats: `smoothed`, `inserted` (counts of values), `gain_db` (dB by which the noise of 8-bit
+    activations, or of weights, falls, mean over the values).
 
     Source: Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large
     Language Models, ICML 2023 (arXiv:2211.10438), equation 4; weights: Lin et al., AWQ:
@@ -89,26 +90,26 @@ class Smooth(Pass):
 
     aim: Literal["activations", "weights"] = Option(
         "activations",
-        "What is to be rounded: values of 8 bits, or weights in blocks.",
+        "What will be rounded: activations to 8 bits, or weights in blocks.",
     )
     alpha: float = Option(
         0.7,
-        "How much of the spread of activations goes into weights: 0 none, 1 all; for "
+        "Share of the activations' spread that moves into the weights: 0 none, 1 all; for "
         "aim=activations.",
         low=0.0,
         high=1.0,
     )
     min_gain: float | Auto = Option(
         AUTO,
-        "Least fall of a value's rounding noise, where the factor costs nothing. auto: 1; of "
-        "weights, any.",
+        "Minimum reduction of a value's rounding noise for a factor that costs no time. auto: 1; "
+        "with aim=weights, any.",
         low=0.0,
         high=300.0,
         unit="dB",
     )
     insert_gain: float = Option(
         1.5,
-        "Least fall of a value's rounding noise for which a Mul is inserted.",
+        "Minimum reduction of a value's rounding noise for which a Mul is inserted.",
         low=0.0,
         high=300.0,
         unit="dB",
@@ -117,7 +118,7 @@ class Smooth(Pass):
         32, "Weights that share a scale, for aim=weights.", low=16, high=65536
     )
     samples: int = Option(
-        512, "Calibration samples to use at most.", low=1, high=10_000_000
+        512, "Maximum number of calibration samples to use.", low=1, high=10_000_000
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:
@@ -254,15 +255,33 @@ def _for_activations(
     gains = []
     for others, held in left_out(seen):
         # factors made without the folds that judge them
-        factors = _factors(others, weights, alpha)
-        before = noise(others, held, unscaled, energy)
-        after = noise(others, held, factors, energy)
+        factors = _factors(
+            others,
+            weights,
+            alpha,
+        )
+        before = noise(
+            others,
+            held,
+            unscaled,
+            energy,
+        )
+        after = noise(
+            others,
+            held,
+            factors,
+            energy,
+        )
         gain = 0.0
         if before > 0 and after > 0:
             bels = np.log10(before / after)
             gain = 10 * float(bels)
         gains.append(gain)
-    factors = _factors(seen, weights, alpha)
+    factors = _factors(
+        seen,
+        weights,
+        alpha,
+    )
     return Smoothing(factors, min(gains))
 
 

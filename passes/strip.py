@@ -23,20 +23,19 @@ from ._packing.constant_graph import is_own_name
 class Strip(Pass):
     """Remove parts that no runtime reads: metadata, doc strings, implied shapes and attributes.
 
-    For files that must be small: in a 1-bit ResNet-56 the exporter's stack traces weigh as much as
-    the weights. Put it last: shapes of values between nodes are gone from the file until someone
-    infers them again. Metadata of the model itself stays, and so do all names unless they are to be
-    short: in a file of few bits names, too, weigh more than some weights, but reports and
-    comparisons no longer find layers by them.
+    For files that must be small: in a 1-bit ResNet-56, the exporter's stack traces weigh as much as
+    the weights. Put it last: the file then lacks the shapes of values between nodes until someone
+    infers them again. Metadata of the model itself stays. Names stay too, unless `names=short`: in
+    a file of few bits, names can also weigh more than some weights, but without them reports and
+    comparisons no longer find layers.
 
-    Effect: exact. Touches no computation, no tensor and nothing of inputs and outputs but their doc
+    Effect: exact. Touches no computation and no tensor; of inputs and outputs, only the doc
     strings.
 
     Shapes: unchanged.
 
     Stats: `metadata` (count of entries), `doc_strings` (count), `attributes` (count), `types`
-    (count of values whose type and shape any reader infers), `names` (count of those that became
-    shorter).
+    (count of values whose type and shape any reader can infer), `names` (count of shortened names).
 
     Source: follows from the ONNX specification: these fields do not take part in evaluation.
     """
@@ -49,8 +48,8 @@ class Strip(Pass):
 
     names: Literal["keep", "short"] = Option(
         "keep",
-        "Names of nodes and of values between inputs and outputs: short gives values the shortest "
-        "ones, and nodes none.",
+        "Names of nodes and of values between inputs and outputs: keep them, or give values the "
+        "shortest names and nodes none (short).",
     )
 
     def run(self, model: ir.Model, context: Context) -> PassOutcome:

@@ -1,4 +1,4 @@
-"""Constants that a file has packed, as plain initializers again: the inverse of `pack`."""
+"""Packed constants turned back into plain initializers: the inverse of `pack`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Chosen by hand; not measured.
 
 @dataclass(frozen=True)
 class Unpack(Pass):
-    """Make plain initializers of constants that nodes compute from constants, bit for bit.
+    """Turn constants that nodes compute from constants into plain initializers, bit for bit.
 
-    Effect: exact. Undoes `pack`, what `quant` and `compress-weights` store packed, and what other
-    tools wrote that way, where every node computes the same bits on any runtime. Names stay.
-    DequantizeLinear stays: integer kernels are made of it. onnx's sparse initializers are dense
-    once a model is loaded. A pipeline that ends so leaves its result unpacked.
+    Effect: exact. Undoes `pack`, the packed storage of `quant` and `compress-weights`, and that of
+    other tools if every node computes the same bits on any runtime. Names stay. DequantizeLinear
+    stays, because integer kernels are made from it. onnx's sparse initializers become dense when a
+    model is loaded. A pipeline that ends with this pass leaves its result unpacked.
 
     Shapes: unchanged.
 
-    Stats: `constants` (count made), `bytes` (of them), `nodes` (count removed).
+    Stats: `constants` (count restored), `bytes` (of them), `nodes` (count removed).
 
     Source: follows from the definitions of the operators.
     """

@@ -1,4 +1,4 @@
-"""Sequences that are made to be taken apart again become plain tensors."""
+"""Sequences that are only made to be taken apart again, replaced by plain tensors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SPLIT_INPUT = 13
 class UnpackSequences(Pass):
     """Replace SplitToSequence and SequenceConstruct by the tensors that SequenceAt takes from them.
 
-    Effect: exact. Only where every user of the sequence is a SequenceAt with a constant position
-    and the sizes of the parts are known. Exporters write torch's `chunk`, `split` and `unbind` this
-    way; runtimes run a Split faster, and other passes see through it.
+    Effect: exact. Applies only if every reader of the sequence is a SequenceAt with a constant
+    position and the sizes of the parts are known. Exporters write torch's `chunk`, `split` and
+    `unbind` this way; runtimes run a Split faster, and other passes can see through it.
 
     Shapes: unchanged.
 
