@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compare import PIECE, QUANTITIES, has_classes, has_labels
+from .rows import RowMatches, differ_in_rows
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -36,8 +37,9 @@ class Choices:
 
     `agreeing`: those of which the result chooses alike. `commonest`: those of the choice that is
     made most. `kinds`: how many different choices are made. `others`: rows without a clear choice.
-    `is_label`: the values are no
-    quantities, but labels, indices or texts.
+    `is_label`: the values are no quantities, but labels, indices or texts. Of selections, whose
+    rows have no fixed places, `rows` are those of the model that gives more, and `agreeing` those
+    that both give. Of other tables both count single values.
     """
 
     rows: int = 0
@@ -73,18 +75,19 @@ class ChoiceMeter:
         self._made: dict[str, Counter[Any]] = {}
         self._agreeing: Counter[str] = Counter()
         self._others: Counter[str] = Counter()
-        self._labels: set[str] = set()
+        self._labels: dict[str, RowMatches] = {}
 
     def update(self, reference: Outputs, got: Outputs) -> None:
-        """Take one batch of outputs, of the same names and shapes."""
+        """Take one batch of outputs, of the same names and shapes but for the number of rows."""
         for name, value in reference.items():
             y = np.asarray(value)
             z = np.asarray(got[name])
-            before, after = _clear_choices(y, z)
+            if y.dtype.kind not in QUANTITIES:
+                matches = self._labels.setdefault(name, RowMatches())
+                matches.update(y, z)
+            before, after = _clear_choices(y, _with_rows_of(y, z))
             rows = _row_count(y)
             self._others[name] += rows - before.size
-            if y.dtype.kind not in QUANTITIES:
-                self._labels.add(name)
             made = self._made.setdefault(name, Counter())
             made.update(before.tolist())
             is_same = before == after
@@ -95,15 +98,41 @@ class ChoiceMeter:
         """Choices of each output, in the order of the first batch."""
         found = {}
         for name, made in self._made.items():
+            matches = self._labels.get(name)
+            if matches is not None and (matches.is_unordered or matches.is_table):
+                found[name] = _choices_of(matches)
+                continue
             found[name] = Choices(
                 rows=made.total(),
                 agreeing=self._agreeing[name],
                 commonest=max(made.values(), default=0),
                 kinds=len(made),
                 others=self._others[name],
-                is_label=name in self._labels,
+                is_label=matches is not None,
             )
         return found
+
+
+def _choices_of(matches: RowMatches) -> Choices:
+    """Rows in common of a selection, or values in place of a table, which are no choices."""
+    if matches.is_unordered:
+        return Choices(matches.rows, matches.common, is_label=True)
+    return Choices(
+        matches.values,
+        matches.equal,
+        kinds=matches.values,
+        is_label=True,
+    )
+
+
+def _with_rows_of(y: NDArray[Any], z: NDArray[Any]) -> NDArray[Any]:
+    """`z` with as many rows as `y`; one that it lacks chooses anything but what `y` does."""
+    if not differ_in_rows(y, z):
+        return z
+    if y.dtype.kind not in QUANTITIES:
+        # judged by rows in common
+        return y
+    return np.concatenate([z[: len(y)], -y[len(z) :]])
 
 
 def _row_count(y: NDArray[Any]) -> int:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import CheckError
+from ..passes._core.variation import ColumnSums
+from .rows import RowMatches, differ_in_rows, padded_rows
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -19,6 +21,18 @@ PIECE = 1 << 15
 """Values that are looked at together, few enough for the cache. Measured on 12.6 million logits: an
 eighth of the time that all at once take, and 685 MB less.
 """
+
+FEWEST_VALUES = 16
+"""Values of each column from which it is told how they vary. Chosen by hand."""
+
+MOVED = 0.5
+"""Rows that count as lost where all that changed is their order. Chosen by hand."""
+
+SHAPE_FIX = (
+    "compare models with the same interface on the same data; where the data decides this length, "
+    "as behind NonZero, transpose the output so that it is the first axis, or end the model before"
+)
+"""Advice on outputs whose shapes differ in more than their number of rows."""
 
 QUANTITIES = "fcV"
 """Kinds of numpy's types whose differences mean something; V is bfloat16."""
@@ -31,7 +45,9 @@ class Drift:
     sqnr_db: 10 log10(sum y^2 / sum (y - y')^2), in dB; inf when identical. cosine: of all values as
     one vector; 1 when identical. max_abs, max_rel: largest |y - y'| and |y - y'| / |y| (y not 0).
     top1_agreement: fraction of rows with the same argmax on the last axis, or of equal labels, None
-    where that means nothing. nonfinite: positions where y is finite and y' not.
+    where that means nothing. nonfinite: positions where y is finite and y' not. variation_db: SQNR
+    of what varies between samples, as in `passes._core.variation`; NaN where nothing does, or where
+    there are few.
     """
 
     sqnr_db: float
@@ -40,6 +56,7 @@ class Drift:
     max_rel: float
     top1_agreement: float | None
     nonfinite: int
+    variation_db: float = math.nan
 
     @property
     def identical(self) -> bool:
@@ -87,18 +104,31 @@ class _Sums:
         self.nonfinite = 0
         self.is_measured = True
         """Its values are quantities: not labels, indices, truth values or texts."""
+        self._columns = ColumnSums()
+        self._matches = RowMatches()
 
-    def update(self, reference: NDArray[Any], got: NDArray[Any]) -> None:
+    def update(
+        self, reference: NDArray[Any], got: NDArray[Any], by_rows: bool = False
+    ) -> None:
+        """Take one batch; `by_rows`: as of a `DriftMeter`."""
         self.is_measured = reference.dtype.kind in QUANTITIES
-        same_choice = self._same_choices(reference, got)
+        if by_rows and not self.is_measured:
+            self._matches.update(reference, got)
+        y, z = padded_rows(reference, got)
+        same_choice = self._same_choices(y, z)
         if same_choice is not None:
+            # a row that only one of them has is no choice of both
+            shared = min(len(reference), len(got))
+            same_choice[shared:] = False
             agreeing = np.sum(same_choice)
             self.rows += same_choice.size
             self.agreeing += int(agreeing)
-        flat = reference.reshape(-1)
-        other = got.reshape(-1)
+        flat = y.reshape(-1)
+        other = z.reshape(-1)
         for piece in pieces(flat.size):
             self._take(*_numbers(flat[piece], other[piece]))
+        if reference.dtype.kind in "fV":
+            self._columns.update(y, z)
 
     def _take(self, y: NDArray[np.float64], z: NDArray[np.float64]) -> None:
         """Add values of which some may not be finite."""
@@ -161,6 +191,23 @@ class _Sums:
         self.agreeing += other.agreeing
         self.nonfinite += other.nonfinite
 
+    def judged(self) -> _Sums:
+        """Sums of what tells: of rows in common, 1 for each, where places say nothing."""
+        matches = self._matches
+        if not matches.is_unordered:
+            return self
+        lost = matches.rows - matches.common
+        sums = _Sums()
+        sums.is_measured = False
+        sums.signal = sums.power = float(matches.rows)
+        sums.product = float(matches.common)
+        # rows that only moved are no loss, and yet not the original's bit by bit
+        sums.noise = max(float(lost), MOVED)
+        sums.max_abs = sums.max_rel = 1.0
+        sums.rows = matches.rows
+        sums.agreeing = matches.common
+        return sums
+
     def drift(self) -> Drift:
         top1_agreement = None
         if self.rows:
@@ -172,7 +219,17 @@ class _Sums:
             max_rel=self.max_rel,
             top1_agreement=top1_agreement,
             nonfinite=self.nonfinite,
+            variation_db=self._variation_db(),
         )
+
+    def _variation_db(self) -> float:
+        """SQNR in dB of what varies; NaN where nothing does, or of few values."""
+        if self._columns.count < FEWEST_VALUES:
+            return math.nan
+        lost = self._columns.lost()
+        if math.isnan(lost):
+            return math.nan
+        return math.inf if lost == 0 else -10 * math.log10(lost)
 
     @property
     def _is_broken(self) -> bool:
@@ -199,9 +256,15 @@ class _Sums:
 
 
 class DriftMeter:
-    """Drift of outputs, batch by batch; memory does not grow with the data."""
+    """Drift of outputs, batch by batch; memory does not grow with the data.
 
-    def __init__(self) -> None:
+    `by_rows`: the number of rows of an output, its first axis, may change, as a lossy pass may
+    change it where the data decides it. Floats are compared as far as both have rows, and the rest
+    is lost; of all else the rows in common count, see `RowMatches`.
+    """
+
+    def __init__(self, by_rows: bool = False) -> None:
+        self.by_rows = by_rows
         self._sums: dict[str, _Sums] = {}
         self.batches = 0
 
@@ -219,19 +282,20 @@ class DriftMeter:
         for name, value in reference.items():
             expected = np.asarray(value)
             actual = np.asarray(got[name])
-            if expected.shape != actual.shape:
+            is_loose = self.by_rows and differ_in_rows(expected, actual)
+            if expected.shape != actual.shape and not is_loose:
                 raise CheckError(
                     f"output '{name}'",
                     f"shape {_shape(actual)} instead of {_shape(expected)}",
-                    "compare models with the same interface on the same data",
+                    SHAPE_FIX,
                 )
             sums = self._sums.setdefault(name, _Sums())
-            sums.update(expected, actual)
+            sums.update(expected, actual, self.by_rows)
         self.batches += 1
 
     def per_output(self) -> dict[str, Drift]:
         """Drift of each output, in the order of the first batch."""
-        return {name: sums.drift() for name, sums in self._sums.items()}
+        return {name: sums.judged().drift() for name, sums in self._sums.items()}
 
     def overall(self) -> Drift:
         """Drift of all outputs together: sums added, worst maxima.
@@ -240,8 +304,9 @@ class DriftMeter:
         numbers of classes would outweigh them, and say nothing by their size. The agreement is of
         all outputs.
         """
-        total = _sum_of(self._sums.values())
-        measured = _sum_of(each for each in self._sums.values() if each.is_measured)
+        judged = [sums.judged() for sums in self._sums.values()]
+        total = _sum_of(judged)
+        measured = _sum_of(each for each in judged if each.is_measured)
         if measured.noise == 0:
             return total.drift()
         drift = measured.drift()

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from .. import OnnxOptError, RefusedError
 from ..passes._core.context import Difference
+from ..passes._core.variation import ColumnSums
+from .compare import has_classes
 from .feeds import Feeds, candidate_feeds, sized_feeds
+from .rows import common_rows, differ_in_rows, padded_rows
 from .session import Session, open_session
 from .worker import Worker, WorkerDied
 
@@ -74,7 +77,8 @@ def difference(
     if failure:
         return _failed(failure)
     distance = largest_error(expected.outputs, got)
-    return Difference(distance, failure="", reference_failure="")
+    lost = largest_loss(expected.outputs, got)
+    return Difference(distance, failure="", reference_failure="", lost=lost)
 
 
 def _failed(failure: str = "", reference_failure: str = "") -> Difference:
@@ -82,7 +86,10 @@ def _failed(failure: str = "", reference_failure: str = "") -> Difference:
 
 
 def unlike(expected: BatchOutputs, got: BatchOutputs) -> str:
-    """Say why outputs cannot be compared: other names, types or shapes; "" where they can."""
+    """Say why outputs cannot be compared: other names, types or shapes; "" where they can.
+
+    Other numbers of rows can be compared: a lossy pass may change them where the data decides them.
+    """
     for reference, other in zip(expected, got, strict=True):
         if reference.keys() != other.keys():
             have = ", ".join(other)
@@ -91,7 +98,8 @@ def unlike(expected: BatchOutputs, got: BatchOutputs) -> str:
         for name, array in reference.items():
             have = _described(other[name])
             want = _described(array)
-            if have != want:
+            is_loose = differ_in_rows(array, other[name])
+            if have != want and not (is_loose and array.dtype == other[name].dtype):
                 return f"output '{name}' is {have} instead of {want}"
     return ""
 
@@ -104,7 +112,8 @@ def largest_error(expected: BatchOutputs, got: BatchOutputs) -> float:
     """Largest error of an output of a batch.
 
     0 where equal, infinite where only one has a value that is not finite. Of floats: root mean
-    square of y - y' over that of y. Of integers, booleans and texts: the fraction that differs.
+    square of y - y' over that of y. Of integers, booleans and texts: the fraction that differs. A
+    row that only one of them has is an error as a whole.
     """
     largest = 0.0
     for reference, other in zip(expected, got, strict=True):
@@ -116,10 +125,12 @@ def largest_error(expected: BatchOutputs, got: BatchOutputs) -> float:
 
 def _error(expected: NDArray[Any], got: NDArray[Any]) -> float:
     if not _is_float(expected):
+        if differ_in_rows(expected, got):
+            rows = max(len(expected), len(got))
+            return 1 - common_rows(expected, got) / rows
         differs = expected != got
         return float(np.mean(differs)) if expected.size else 0.0
-    y = expected.astype(np.float64)
-    z = got.astype(np.float64)
+    y, z = padded_rows(expected.astype(np.float64), got.astype(np.float64))
     finite = np.isfinite(y) & np.isfinite(z)
     others = ~finite
     if not np.array_equal(y[others], z[others], equal_nan=True):
@@ -139,6 +150,31 @@ def _error(expected: NDArray[Any], got: NDArray[Any]) -> float:
     if not signal:
         return math.inf
     return float(noise / signal)
+
+
+def largest_loss(expected: BatchOutputs, got: BatchOutputs) -> float:
+    """Largest share of what varies that an output loses; NaN where none tells.
+
+    Outputs that may choose among classes are left out: a classifier that is given noise may find
+    the same class in all of it.
+    """
+    sums: dict[str, ColumnSums] = {}
+    for reference, other in zip(expected, got, strict=True):
+        for name, array in reference.items():
+            if _is_float(array):
+                own = sums.setdefault(name, ColumnSums())
+                own.update(*padded_rows(array, other[name]))
+    losses = []
+    for name, array in expected[-1].items():
+        if name in sums and not _may_choose(array, sums[name]):
+            losses.append(sums[name].lost())
+    told = [lost for lost in losses if not math.isnan(lost)]
+    return max(told, default=math.nan)
+
+
+def _may_choose(array: NDArray[Any], sums: ColumnSums) -> bool:
+    """True for columns that may be scores of classes: not those of maps, or of other units."""
+    return has_classes(array) and array.ndim <= 3 and not sums.have_other_units
 
 
 def _opened(

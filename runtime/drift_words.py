@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -48,11 +49,13 @@ class Bounds:
     """Least SQNR in dB, and least share of clear choices, of what is not worthless.
 
     `max_abs`: largest error up to which an output is not worthless, whatever its SQNR.
+    `of_variation`: words are by what varies between samples; made-up ones vary little.
     """
 
     sqnr_db: float = LEAST_SQNR
     agreement: float = LEAST_AGREEMENT
     max_abs: float = 0.0
+    of_variation: bool = True
 
     def problem(
         self, drifts: Mapping[str, Drift], choices: Mapping[str, Choices]
@@ -89,7 +92,11 @@ class Bounds:
 ON_DATA = Bounds()
 """Bounds on real data."""
 
-ON_SYNTHETIC = Bounds(LEAST_SQNR_SYNTHETIC, max_abs=LEAST_ERROR_SYNTHETIC)
+ON_SYNTHETIC = Bounds(
+    LEAST_SQNR_SYNTHETIC,
+    max_abs=LEAST_ERROR_SYNTHETIC,
+    of_variation=False,
+)
 """Bounds on made-up inputs."""
 
 
@@ -99,11 +106,43 @@ def word_of(drift: Drift, choices: Choices, bounds: Bounds) -> str:
         return IDENTICAL
     if bounds.missed(drift, choices) is not None:
         return WORTHLESS
-    decibels = drift.sqnr_db
+    decibels = judged_db(drift, choices, bounds)
+    return next(word for word, least in WORDS if decibels >= least)
+
+
+def judged_db(drift: Drift, choices: Choices, bounds: Bounds) -> float:
+    """Decibels by which an output is judged.
+
+    Of labels and choices all of it counts: that one of them is nearly always made is what the model
+    says. Of everything else what varies between samples counts.
+    """
     if choices.is_label and choices.rows:
         # the share of other labels as the share of noise: 99 % alike are 20 dB
-        decibels = sqnr_of((choices.rows - choices.agreeing) / choices.rows)
-    return next(word for word, least in WORDS if decibels >= least)
+        return sqnr_of((choices.rows - choices.agreeing) / choices.rows)
+    makes_choices = choices.agreement is not None and choices.kinds > 1
+    if makes_choices or not bounds.of_variation or math.isnan(drift.variation_db):
+        return drift.sqnr_db
+    return min(drift.sqnr_db, drift.variation_db)
+
+
+def weak_output(
+    drifts: Mapping[str, Drift], choices: Mapping[str, Choices], bounds: Bounds
+) -> str | None:
+    """Say which output keeps least, of those that are poor or worse; None where none is."""
+    judged = {
+        name: judged_db(drift, choices[name], bounds) for name, drift in drifts.items()
+    }
+    weakest = min(judged, key=lambda name: judged[name], default=None)
+    if weakest is None or judged[weakest] >= BROKEN:
+        return None
+    # larger tables of numbers have no rows to count
+    if choices[weakest].is_label and choices[weakest].rows:
+        same = choices[weakest].agreeing / choices[weakest].rows
+        return f"output '{weakest}' is the same for {same:.0%} of samples"
+    sqnr = f"output '{weakest}' keeps {drifts[weakest].sqnr_db:.1f} dB of SQNR"
+    if judged[weakest] == drifts[weakest].sqnr_db:
+        return sqnr
+    return f"{sqnr}, and {judged[weakest]:.1f} dB of what varies between samples"
 
 
 def worst_word(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,12 +37,15 @@ class Difference(NamedTuple):
     `error`: the largest over outputs and batches of the root mean square of y - y' over that of y
     (of integers, booleans and texts: the fraction that differs); infinite where one alone has a
     value that is not finite, and after a failure. `failure` and `reference_failure`: why the model
-    or the reference did not run, "" where it did.
+    or the reference did not run, "" where it did. `lost`: the largest share of what varies in an
+    output that is lost (see `variation`), but of outputs that may choose among classes; NaN where
+    there are no others.
     """
 
     error: float
     failure: str
     reference_failure: str
+    lost: float = math.nan
 
 
 MomentKind = Literal[

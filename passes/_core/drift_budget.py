@@ -10,10 +10,11 @@ WITH_DATA = 14.0
 At 15 dB ResNet-20, MiniLM and EfficientNet-Lite0 lost nothing of their metric, and OCR 0.7 points.
 """
 
-SEQUENCES_WITH_DATA = 18.0
-"""The same where outputs are probabilities at several places of a sample, as of the characters of a
-line: a sample is right only where every place is. Quantized after it, OCR lost 4 lines of 100 at 14
-dB, 2 at 17 and at 18; at 20 dB nothing could go.
+PLACES = 18.0
+"""The same, with data or without, where outputs say something of several places of a sample, as of
+the characters of a line or the pixels of a picture: a sample is right only where every place is.
+Quantized after it, OCR lost 4 lines of 100 at 14 dB, 2 at 17 and at 18; at 20 dB nothing could go.
+A picture of twice the resolution had 21 dB of PSNR instead of 31 at 12 dB on made-up inputs.
 """
 
 CHANNELS_WITH_DATA = 17.0

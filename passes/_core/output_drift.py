@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,8 +16,9 @@ from .context import Context, MomentRequest
 from .edit import Edit
 from .graph import holds_graphs
 from .joined import WHOLE, data_inputs, join_models, submodel
-from .ops import FLOATS
+from .ops import FLOATS, is_standard
 from .output_errors import Change, OutputErrors
+from .variation import column_axis, lost_variation
 
 MEMORY = 1 << 30
 """Bytes of Gram matrices, and of weights of variants, that are held at once. Chosen by hand, not
@@ -25,6 +27,12 @@ measured.
 
 _COUNT = "runs"
 """Key of the request that counts runs: those of models begin with a prefix that has a slash."""
+
+_MEAN = "mean/"
+"""Prefix of the requests of what the whole model's outputs are in the mean."""
+
+AXES_AS_INPUT = 18
+"""Opset from which ReduceMean takes its axes as an input."""
 
 Item = TypeVar("Item")
 
@@ -61,7 +69,7 @@ class Variant:
 def output_drifts(
     model: ir.Model, variants: Sequence[Variant], context: Context, samples: int
 ) -> list[float]:
-    """Share of the outputs' mean square that each variant loses, the mean over float outputs.
+    """Share of the outputs' variation that each variant loses, the mean over float outputs.
 
     NaN where there is none. All variants are joined in one graph, which is run once; what a
     variant's changes do not influence is computed once for all.
@@ -70,7 +78,7 @@ def output_drifts(
     if not outputs:
         return [float("nan")] * len(variants)
     family, values, prefixes = _joined_variants(model, variants)
-    return _measured_shares(
+    found = _measured(
         family,
         values,
         outputs,
@@ -78,6 +86,7 @@ def output_drifts(
         context,
         samples,
     )
+    return [_mean_share(found, prefix, outputs, True) for prefix in prefixes]
 
 
 def output_errors(
@@ -92,13 +101,13 @@ def output_errors(
     """
     outputs = float_outputs(model)
     changes = list(variants)
-    errors = OutputErrors.none(outputs, changes)
+    errors = OutputErrors.none(list(outputs), changes)
     if not outputs:
         return errors
     changed = list(variants.values())
     family, values, prefixes = _joined_variants(model, changed)
     squares = _square_requests(family, values, outputs, prefixes)
-    of_first = squares[WHOLE + outputs[0]]
+    of_first = next(iter(squares.values()))
     count = dataclasses.replace(of_first, kind="extremes")
     requests = {**squares, _COUNT: count}
     found = _collected(family, requests, context, samples)
@@ -106,23 +115,27 @@ def output_errors(
     runs = int(counts.sum())
     errors.draws[:] = runs
     for row, name in enumerate(outputs):
-        power = found[WHOLE + name][0]
+        power = found[WHOLE + name].mean()
         errors.powers[row] = runs * power
         for column, prefix in enumerate(prefixes):
             lost = found.get(prefix + name)
             # an output that became a constant was not looked at
-            mean = np.nan if lost is None else lost[0]
+            mean = np.nan if lost is None else lost.mean()
             errors.squares[row, column] = runs * mean
     return dataclasses.replace(errors, runs=runs)
 
 
 def drift_between(
-    model: ir.Model, other: ir.Model, context: Context, samples: int
+    model: ir.Model,
+    other: ir.Model,
+    context: Context,
+    samples: int,
+    of_variation: bool = False,
 ) -> float:
     """Share of the outputs' mean square that another model of the same outputs loses.
 
     The mean over float outputs; NaN where there is none. Nothing but inputs and outputs need be
-    common to both.
+    common to both. `of_variation`: the share of what varies in them, see `variation`.
     """
     outputs = float_outputs(model)
     if not outputs:
@@ -131,7 +144,7 @@ def drift_between(
     family = join_models({WHOLE: model, prefix: other})
     _share_tensors(family)
     values = _values_by_name(family)
-    (share,) = _measured_shares(
+    found = _measured(
         family,
         values,
         outputs,
@@ -139,26 +152,26 @@ def drift_between(
         context,
         samples,
     )
-    return share
+    return _mean_share(found, prefix, outputs, of_variation)
 
 
-def _measured_shares(
+def _measured(
     family: ir.Model,
     values: Mapping[str, ir.Value],
-    outputs: Sequence[str],
+    outputs: Mapping[str, int],
     prefixes: Sequence[str],
     context: Context,
     samples: int,
-) -> list[float]:
-    """Share of the outputs that each model of a joint graph loses, by the prefixes of its names."""
+) -> dict[str, NDArray[np.float64]]:
+    """Moments of the columns of outputs, by what `_square_requests` and `_mean_requests` name."""
     squares = _square_requests(
         family,
         values,
         outputs,
         prefixes,
     )
-    found = _collected(family, squares, context, samples)
-    return [_mean_share(found, prefix, outputs) for prefix in prefixes]
+    means = _mean_requests(family, values, outputs)
+    return _collected(family, {**squares, **means}, context, samples)
 
 
 def _collected(
@@ -210,25 +223,33 @@ def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:
     return values
 
 
-def float_outputs(model: ir.Model) -> list[str]:
-    """Names of the model's float outputs that a node makes."""
-    floats = [value for value in model.graph.outputs if value.dtype in FLOATS]
-    made = [value for value in floats if value.producer() is not None]
-    return [value.name or "" for value in made]
+def float_outputs(model: ir.Model) -> dict[str, int]:
+    """Names of the model's float outputs that a node makes, and the number of their axes.
+
+    0 where that is not known, or the data decides how many columns there are.
+    """
+    ranks = {}
+    for value in model.graph.outputs:
+        if value.dtype in FLOATS and value.producer() is not None:
+            shape = () if value.shape is None else value.shape.dims
+            rank = len(shape)
+            has_columns = rank > 0 and isinstance(shape[column_axis(rank)], int)
+            ranks[value.name or ""] = rank if has_columns else 0
+    return ranks
 
 
 def _square_requests(
     family: ir.Model,
     values: Mapping[str, ir.Value],
-    outputs: Sequence[str],
+    outputs: Mapping[str, int],
     prefixes: Sequence[str],
 ) -> dict[str, MomentRequest]:
     """Requests of the mean squares of the whole model's outputs, and of what each variant loses."""
     requests: dict[str, MomentRequest] = {}
     edit = Edit(family)
-    for name in outputs:
+    for name, rank in outputs.items():
         wanted = values[WHOLE + name]
-        square = _mean_square(wanted, edit)
+        square = _mean_square(wanted, rank, edit)
         requests[WHOLE + name] = MomentRequest(square, "mean")
         for prefix in prefixes:
             own = values.get(prefix + name)
@@ -236,31 +257,76 @@ def _square_requests(
             if own is None:
                 continue
             lost = _appended("Sub", [own, wanted], edit)
-            square = _mean_square(lost, edit)
+            square = _mean_square(lost, rank, edit)
             requests[prefix + name] = MomentRequest(square, "mean")
     return requests
 
 
+def _mean_requests(
+    family: ir.Model, values: Mapping[str, ir.Value], outputs: Mapping[str, int]
+) -> dict[str, MomentRequest]:
+    """Requests of the means of those outputs whose mean is not what they say.
+
+    Probabilities of classes are left out: that a character is nearly always a blank is what a text
+    recognizer says.
+    """
+    requests = {}
+    edit = Edit(family)
+    for name, rank in outputs.items():
+        wanted = values[WHOLE + name]
+        if not is_probability(wanted):
+            mean = _column_means(_finite(wanted, edit), rank, edit)
+            requests[_MEAN + name] = MomentRequest(mean, "mean")
+    return requests
+
+
+def is_probability(output: ir.Value) -> bool:
+    """True for probabilities of classes that a Softmax gives, or their logarithms."""
+    source = output.producer()
+    # a runtime's interface may rename what the Softmax makes
+    while source is not None and is_standard(source, "Identity", "Cast"):
+        value = source.inputs[0]
+        source = None if value is None else value.producer()
+    return source is not None and is_standard(source, "Softmax", "LogSoftmax")
+
+
 def _mean_share(
-    found: Mapping[str, NDArray[np.float64]], prefix: str, outputs: Sequence[str]
+    found: Mapping[str, NDArray[np.float64]],
+    prefix: str,
+    outputs: Iterable[str],
+    of_variation: bool,
 ) -> float:
-    """Mean over outputs of the share of its mean square that a variant loses; NaN of none."""
+    """Mean over outputs of the share that a variant loses; NaN of none."""
     shares = []
     for name in outputs:
-        whole = found[WHOLE + name][0]
+        squares = found.get(WHOLE + name)
         lost = found.get(prefix + name)
-        if lost is not None and whole > 0:
-            share = lost[0] / whole
-            shares.append(float(share))
+        # an output without elements has no moments
+        if squares is None or lost is None or not squares.any():
+            continue
+        share = float(lost.mean() / squares.mean())
+        means = found.get(_MEAN + name)
+        if of_variation and means is not None:
+            of_varying = lost_variation(lost, squares, means)
+            # of what is the same for all samples there is no variation to lose
+            share = share if math.isnan(of_varying) else of_varying
+        shares.append(share)
     if not shares:
         return float("nan")
     return float(np.mean(shares))
 
 
-def _mean_square(value: ir.Value, edit: Edit) -> str:
-    """Append the mean square of a value's finite elements; the name of the (1, 1) tensor.
+def _mean_square(value: ir.Value, rank: int, edit: Edit) -> str:
+    """Append the mean square of each column of a value of so many axes: (1, C), its name."""
+    finite = _finite(value, edit)
+    squares = _appended("Mul", [finite, finite], edit)
+    return _column_means(squares, rank, edit)
 
-    Elements that are not finite count as 0: masks of attention may reach an output.
+
+def _finite(value: ir.Value, edit: Edit) -> ir.Value:
+    """Append a value's elements in float32; those that are not finite are 0.
+
+    Masks of attention may reach an output.
     """
     graph = edit.model.graph
     floats = _appended("Cast", [value], edit, to=ir.DataType.FLOAT)
@@ -268,19 +334,41 @@ def _mean_square(value: ir.Value, edit: Edit) -> str:
     not_a_number = _appended("IsNaN", [floats], edit)
     odd = _appended("Or", [infinite, not_a_number], edit)
     zero = edit.constant(graph, np.zeros((), np.float32), "zero")
-    finite = _appended("Where", [odd, zero, floats], edit)
-    squares = _appended("Mul", [finite, finite], edit)
-    mean = _appended("ReduceMean", [squares], edit, keepdims=0)
-    mean.type = ir.TensorType(ir.DataType.FLOAT)
-    # moments are taken along an axis, and over batches: a scalar has neither
-    one_by_one = np.ones(2, np.int64)
-    shape = edit.constant(graph, one_by_one, "one_by_one")
-    result = _appended("Reshape", [mean, shape], edit)
+    return _appended("Where", [odd, zero, floats], edit)
+
+
+def _column_means(values: ir.Value, rank: int, edit: Edit) -> str:
+    """Append the mean of each column of values of so many axes: (1, C), its name.
+
+    Where the axes are not known, all values are one column.
+    """
+    graph = edit.model.graph
+    # moments are taken along an axis, and over batches
+    shape = edit.constant(graph, np.array([1, -1], np.int64), "one_row")
+    others = [axis for axis in range(rank) if axis != column_axis(rank)]
+    if others:
+        means = _mean_over(others, values, edit)
+    else:
+        means = _appended("ReduceMean", [values], edit, keepdims=0)
+    means.type = ir.TensorType(ir.DataType.FLOAT)
+    result = _appended("Reshape", [means, shape], edit)
     return result.name or ""
 
 
+def _mean_over(axes: Sequence[int], values: ir.Value, edit: Edit) -> ir.Value:
+    """Append the mean over some axes."""
+    graph = edit.model.graph
+    if graph.opset_imports.get("", 1) < AXES_AS_INPUT:
+        return _appended("ReduceMean", [values], edit, axes=axes, keepdims=0)
+    given = edit.constant(graph, np.array(axes, np.int64), "axes")
+    return _appended("ReduceMean", [values, given], edit, keepdims=0)
+
+
 def _appended(
-    op_type: str, inputs: Sequence[ir.Value], edit: Edit, **attributes: int
+    op_type: str,
+    inputs: Sequence[ir.Value],
+    edit: Edit,
+    **attributes: int | Sequence[int],
 ) -> ir.Value:
     node = ir.node(
         op_type,

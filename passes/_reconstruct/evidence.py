@@ -62,16 +62,17 @@ def _allowance(samples: int) -> float:
 
 
 def measured_loss(whole: ir.Model, pruned: ir.Model, judging: Context) -> float:
-    """Share of the outputs' mean square that the pruned model loses; NaN where nothing is run.
+    """Share of the outputs' variation that the pruned model loses; NaN where nothing is run.
 
     Infinite where the pruned model does not run.
     """
     if judging.has_data():
-        loss = drift_between(whole, pruned, judging, JUDGED)
+        loss = drift_between(whole, pruned, judging, JUDGED, of_variation=True)
         if not math.isnan(loss):
             return loss
     # without data, and of outputs that are no floats
     found = judging.difference(whole, pruned)
     if found is None or found.reference_failure:
         return math.nan
-    return found.error**2
+    power = found.error**2
+    return power if math.isnan(found.lost) else max(power, found.lost)

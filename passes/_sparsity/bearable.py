@@ -10,13 +10,13 @@ import onnx_ir as ir
 
 from .._base import Chosen, Context, Declined, PassOutcome
 from .._core.drift_budget import (
-    SEQUENCES_WITH_DATA,
+    PLACES,
     WITH_DATA,
     WITHOUT_DATA,
     lost_share,
     sqnr_of,
 )
-from .._core.ops import is_standard
+from .._core.output_drift import is_probability
 from .._core.weights import Weight
 from .._reconstruct.evidence import Evidence, measured_loss
 from .candidates import Candidate, Pruner
@@ -119,23 +119,18 @@ def prune_as_bearable(
 
 def default_budget(model: ir.Model, context: Context) -> float:
     """SQNR in dB that the outputs keep unless another is asked for."""
-    if not context.has_data():
-        return WITHOUT_DATA
-    if any(_is_sequence_of_choices(output) for output in model.graph.outputs):
-        return SEQUENCES_WITH_DATA
-    return WITH_DATA
+    if any(_has_places(output) for output in model.graph.outputs):
+        return PLACES
+    return WITH_DATA if context.has_data() else WITHOUT_DATA
 
 
-def _is_sequence_of_choices(output: ir.Value) -> bool:
-    """Return whether an output holds probabilities of classes at several places, (N, places, C)."""
-    source = output.producer()
-    # a runtime's interface may rename what the Softmax makes
-    while source is not None and is_standard(source, "Identity", "Cast"):
-        value = source.inputs[0]
-        source = None if value is None else value.producer()
-    if source is None or not is_standard(source, "Softmax", "LogSoftmax"):
-        return False
-    return output.shape is not None and len(output.shape) == 3
+def _has_places(output: ir.Value) -> bool:
+    """Return whether an output says something of each of several places.
+
+    Probabilities of classes (N, places, C), or maps (N, C, H, W).
+    """
+    rank = 0 if output.shape is None else len(output.shape)
+    return rank >= 4 or (rank == 3 and is_probability(output))
 
 
 def _is_repeated(model: ir.Model, weights: Sequence[Weight], text: str) -> bool:

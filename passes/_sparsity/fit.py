@@ -10,6 +10,7 @@ import onnx_ir as ir
 from .._base import Context, Declined, Stat
 from .._calibrated.layers import LARGEST_WIDTH, fittable_layers
 from .._core.edit import Edit
+from .._core.graph import initializers
 from .._core.linear import LinearLayer
 from .._reconstruct.layers import Moments, fit_layers
 from .._reconstruct.masked import fit_masked
@@ -31,9 +32,7 @@ def fit_pruned(
     was pruned.
     """
     dense = {layer.weight.name: layer for layer in fittable_layers(original)[0]}
-    reasons = dict.fromkeys(
-        weights, "it is not the weight of exactly one Conv, Gemm or MatMul"
-    )
+    reasons = _usual_reasons(pruned, weights)
     chosen: list[LinearLayer] = []
     for layer in fittable_layers(pruned)[0]:
         name = layer.weight.name or ""
@@ -61,3 +60,17 @@ def fit_pruned(
         Declined(name, f"pruned, not fitted: {why}") for name, why in reasons.items()
     ]
     return {"fitted": fitted, **criteria}, left
+
+
+def _usual_reasons(pruned: ir.Model, weights: Collection[str]) -> dict[str, str]:
+    """Reasons by weight for not being fitted, unless a layer is found for it."""
+    reasons = dict.fromkeys(
+        weights, "it is not the weight of exactly one Conv, Gemm or MatMul"
+    )
+    for value in initializers(pruned):
+        name = value.name or ""
+        if name in reasons and value.dtype != ir.DataType.FLOAT:
+            reasons[name] = (
+                f"it is {value.dtype}, not FLOAT: export the model in float32"
+            )
+    return reasons

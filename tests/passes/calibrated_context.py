@@ -8,7 +8,7 @@ import onnxruntime
 from onnx_opt.passes._base import HeldBack, NullContext
 from onnx_opt.passes._core.context import Difference
 from onnx_opt.runtime.body_values import with_body_values
-from onnx_opt.runtime.difference import largest_error, unlike
+from onnx_opt.runtime.difference import largest_error, largest_loss, unlike
 from onnx_opt.runtime.moments import MomentObserver
 from onnx_opt.runtime.taps import with_taps
 
@@ -98,8 +98,9 @@ class CalibratedContext(NullContext):
         if not any(failures):
             failures[1] = unlike(*outputs)
         reference_failure, failure = failures
-        error = np.inf if any(failures) else largest_error(*outputs)
-        return Difference(error, failure, reference_failure)
+        if any(failures):
+            return Difference(np.inf, failure, reference_failure)
+        return Difference(largest_error(*outputs), "", "", largest_loss(*outputs))
 
 
 def batches(shape, count=4, seed=0, name="x", spread=None):

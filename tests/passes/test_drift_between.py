@@ -58,3 +58,44 @@ def test_a_model_does_not_drift_from_itself():
 
 def test_of_outputs_that_are_no_floats_nothing_is_known():
     assert math.isnan(drift(COUNTS, COUNTS))
+
+
+PRICE = """
+price (float[N, 3] x) => (float[N, 1] y)
+<float[3, 1] w = {1, 2, 3}, float mean = {100}>
+{ h = MatMul (x, w)  y = Add (h, mean) }
+"""
+FORGOTTEN = """
+forgotten (float[N, 3] x) => (float[N, 1] y)
+<float[3, 1] w = {0, 0, 3}, float mean = {100}>
+{ h = MatMul (x, w)  y = Add (h, mean) }
+"""
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+def test_of_variation_a_mean_hides_nothing(opset):
+    models = []
+    for text in (PRICE, FORGOTTEN):
+        model = model_from(HEADER + text)
+        model.opset_import[0].version = opset
+        models.append(ir.from_proto(model))
+    data = CalibratedContext(FEEDS)
+    assert drift_between(*models, data, 15) < 1e-2
+    lost = drift_between(*models, data, 15, of_variation=True)
+    x = np.concatenate([each["x"] for each in FEEDS]).astype(np.float64)
+    wanted = x @ [1, 2, 3]
+    gone = x @ [1, 2, 0]
+    assert lost == pytest.approx(np.square(gone).mean() / wanted.var(), rel=1e-3)
+
+
+def test_of_variation_probabilities_count_whole():
+    text = """
+    p (float[N, 3] x) => (float[N, 3] y)
+    <float[3] b = {8, 0, 0}>
+    { h = Add (x, b)  y = Softmax <axis = -1> (h) }
+    """
+    other = text.replace("{8, 0, 0}", "{7, 0, 0}")
+    models = [model_of(each) for each in (text, other)]
+    data = CalibratedContext(FEEDS)
+    whole = drift_between(*models, data, 15)
+    assert drift_between(*models, data, 15, of_variation=True) == whole

@@ -260,6 +260,16 @@ def test_a_weight_stored_in_half_precision(text, changed, reason):
     assert changed == 0 or sqnr(expected, actual) > 5
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_a_model_of_other_floats_is_declined_with_a_remedy(kind):
+    name = ir.DataType.from_numpy(np.dtype(kind)).name
+    model = model_of("y = MatMul (x, w)", w=normal(SIZE, SIZE).astype(kind))
+    outcome = outcome_of("quant(measure=false)", model)
+    assert outcome.changed == 0
+    reasons = [declined.reason for declined in outcome.declined]
+    assert reasons == [f"its weight is {name}, not FLOAT: export the model in float32"]
+
+
 def test_a_long_chain_is_folded():
     names = ["w", *(f"i{index}" for index in range(50))]
     links = [f"{b} = Identity ({a})" for a, b in itertools.pairwise(names)]

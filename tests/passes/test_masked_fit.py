@@ -220,3 +220,22 @@ def test_second_order_is_the_loss_of_removing_one_weight():
             hessian[index, index] - side @ np.linalg.solve(inner, side)
         )
         np.testing.assert_allclose(scores[index], loss, rtol=0.02)
+
+
+def test_weights_of_another_type_are_told_apart():
+    model = ir.from_proto(
+        onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        net (float16[N, 12] x) => (float16[N, 16] y)
+        <float16[12, 16] a = {0}> { y = MatMul (x, a) }
+        """)
+    )
+    value = model.graph.initializers["a"]
+    value.const_value = ir.Tensor(WEIGHTS["a"].astype(np.float16), name="a")
+    feeds = [{"x": feeds_of(seed)["x"].astype(np.float16)} for seed in (1, 2)]
+    outcome = Prune(sparsity=0.5, allocation="uniform").run(
+        model, CalibratedContext(feeds)
+    )
+    assert [each.reason for each in outcome.declined] == [
+        "pruned, not fitted: it is FLOAT16, not FLOAT: export the model in float32"
+    ]

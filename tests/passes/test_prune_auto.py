@@ -8,7 +8,7 @@ from calibrated_context import CalibratedContext
 from onnx_opt import UsageError
 from onnx_opt.passes._base import NullContext
 from onnx_opt.passes._core.drift_budget import (
-    SEQUENCES_WITH_DATA,
+    PLACES,
     WITH_DATA,
     WITHOUT_DATA,
 )
@@ -343,9 +343,11 @@ def test_the_search_follows_what_was_measured():
     assert len(tried) <= 3
 
 
-PLACES = """
+ENDS = """
 <ir_version: 10, opset_import: ["" : 21]>
-places (float[N, 4, 8] x, float[8, 8] w) => ({shape} y) {{
+places (float[N, 4, 8] x, float[8, 8] w) => ({shape} y)
+<int64[1] one = {{1}}>
+{{
     h = MatMul (x, w)
     p = {op} (h)
     {last}
@@ -360,17 +362,17 @@ places (float[N, 4, 8] x, float[8, 8] w) => ({shape} y) {{
             "Softmax <axis = -1>",
             "y = Identity (p)",
             "float[N, 4, 8]",
-            SEQUENCES_WITH_DATA,
+            PLACES,
         ),
         ("Relu", "y = Identity (p)", "float[N, 4, 8]", WITH_DATA),
         ("Softmax <axis = -1>", "y = Flatten (p)", "float[N, 32]", WITH_DATA),
+        ("Relu", "y = Unsqueeze (p, one)", "float[N, 1, 4, 8]", PLACES),
     ],
 )
-def test_probabilities_at_several_places_have_a_budget_of_their_own(
-    op, last, shape, budget
-):
-    text = PLACES.format(op=op, last=last, shape=shape)
+def test_outputs_of_several_places_have_a_budget_of_their_own(op, last, shape, budget):
+    text = ENDS.format(op=op, last=last, shape=shape)
     model = ir.from_proto(onnx.parser.parse_model(text))
     data = CalibratedContext([])
     assert default_budget(model, data) == budget
-    assert default_budget(model, NullContext()) == WITHOUT_DATA
+    unseen = PLACES if budget == PLACES else WITHOUT_DATA
+    assert default_budget(model, NullContext()) == unseen

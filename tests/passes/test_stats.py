@@ -71,6 +71,13 @@ def test_constants_count_before_they_are_lifted():
             "y = LSTM <hidden_size: int = 4> (x, w, r)",
             9 * 2 * 16 * 7,
         ),
+        (
+            "(float[9, 2, 3] x, int8[1, 3, 16] w, int8[1, 4, 16] r, float[1, 16] s, int8[1, 16] z) "
+            "=> (float[9, 1, 2, 4] y)",
+            "y = com.microsoft.DynamicQuantizeLSTM <hidden_size: int = 4> "
+            "(x, w, r, , , , , , s, z, s, z)",
+            9 * 2 * 16 * 7,
+        ),
         ("(float[2] x) => (float[2] y)", "y = Neg (x)", 0),
         # 3 x 5 scores of 4 products each, and as many for the result, for two heads
         (

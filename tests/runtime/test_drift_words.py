@@ -1,5 +1,6 @@
 """One word for a drift, and what is worthless: by choices, by SQNR, with data and without."""
 
+import dataclasses
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from onnx_opt.runtime.drift_words import (
     ON_DATA,
     ON_SYNTHETIC,
     Bounds,
+    weak_output,
     word_of,
     worst,
 )
@@ -61,6 +63,48 @@ def choices(agreeing, commonest=10, rows=100, is_label=False):
 )
 def test_words(sqnr_db, made, word):
     assert word_of(drift(sqnr_db), made, ON_DATA) == word
+
+
+def of_price(sqnr_db, variation_db, **facts):
+    return dataclasses.replace(drift(sqnr_db, **facts), variation_db=variation_db)
+
+
+@pytest.mark.parametrize(
+    ("variation_db", "made", "bounds", "word"),
+    [
+        (math.nan, NONE, ON_DATA, "close"),
+        (21.0, NONE, ON_DATA, "close"),
+        (12.5, NONE, ON_DATA, "usable"),
+        (8.0, NONE, ON_DATA, "poor"),
+        # nothing is refused for what varies alone
+        (0.5, NONE, ON_DATA, "poor"),
+        # that a blank is nearly always chosen is what a text recognizer says
+        (8.0, choices(95), ON_DATA, "close"),
+        # one answer for everything is no choice
+        (8.0, Choices(100, 100, 100, kinds=1), ON_DATA, "poor"),
+        # made-up inputs vary in other ways
+        (8.0, NONE, ON_SYNTHETIC, "close"),
+    ],
+)
+def test_what_varies_between_samples_decides(variation_db, made, bounds, word):
+    assert word_of(of_price(21.0, variation_db), made, bounds) == word
+
+
+def test_the_weakest_output_is_named():
+    drifts = {"a": drift(14.0), "b": of_price(21.0, 8.0), "c": of_price(15.0, 11.0)}
+    none = dict.fromkeys(drifts, NONE)
+    assert weak_output(drifts, none, ON_DATA) == (
+        "output 'b' keeps 21.0 dB of SQNR, and 8.0 dB of what varies between samples"
+    )
+    assert weak_output({"a": drift(11.0)}, none, ON_DATA) == (
+        "output 'a' keeps 11.0 dB of SQNR"
+    )
+    assert weak_output({"a": drift(14.0)}, none, ON_DATA) is None
+    assert weak_output({}, {}, ON_DATA) is None
+    labels = {"a": choices(60, is_label=True)}
+    assert weak_output({"a": drift(-20.0)}, labels, ON_DATA) == (
+        "output 'a' is the same for 60% of samples"
+    )
 
 
 def test_identical_is_without_any_difference():

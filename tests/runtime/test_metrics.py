@@ -106,6 +106,7 @@ def test_unknown_metrics_get_the_nearest():
         ("perplexity", SCORES, [0, 1, 9], "label 9 is outside"),
         ("perplexity", SCORES, [-100] * 3, "nothing to score"),
         ("spearman", SCORES, [0, 1, 2], "shape [3, 7] for 3 labels"),
+        ("spearman", SCORES, np.arange(21).reshape(3, 7), "shape [3, 7] for 21 labels"),
         ("spearman", np.ones(3), [0, 1, 2], "is undefined"),
     ],
 )

@@ -30,6 +30,7 @@ def metric(before, after):
     [
         Judgement(drift(12.4, 0.9), None),
         Judgement(None, None),
+        Judgement(drift(3.0), metric(0.9, 0.895), weak="output 'y' keeps little"),
         # a metric that holds outweighs the drift: training may move outputs far
         Judgement(drift(3.0), metric(0.9, 0.895)),
         Judgement(drift(3.0), metric(40.0, 39.0), higher_is_better=False),
@@ -37,6 +38,12 @@ def metric(before, after):
 )
 def test_what_holds_is_not_told(judgement):
     assert harm_of(judgement) is None
+
+
+def test_a_poor_output_is_told_though_all_together_are_fine():
+    assert harm_of(Judgement(drift(30.0), None, weak="output 'y' keeps little")) == (
+        "output 'y' keeps little"
+    )
 
 
 def test_drift_tells_how_many_samples_agree():

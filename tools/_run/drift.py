@@ -94,7 +94,7 @@ class Reference:
 
         An output that is zero up to noise counts as the same. `is_exact`: they were found equal.
         """
-        drift = meter(self.original, outputs)
+        drift = meter(self.original, outputs, by_rows=True)
         zeros = {
             name: each for name, each in drift.per_output().items() if _is_zero(each)
         }
@@ -109,7 +109,7 @@ class Reference:
             }
         if not zeros:
             return drift
-        drift = DriftMeter()
+        drift = DriftMeter(by_rows=True)
         for expected, got in zip(self.original, outputs, strict=True):
             drift.update(expected, {**got, **{name: expected[name] for name in zeros}})
         return drift
@@ -122,12 +122,12 @@ def _is_zero(drift: Drift) -> bool:
     return drift.sqnr_db < FLOAT32.sqnr_db
 
 
-def meter(reference: Outputs, got: Outputs) -> DriftMeter:
-    """Figures of one list of batches against another.
+def meter(reference: Outputs, got: Outputs, by_rows: bool = False) -> DriftMeter:
+    """Figures of one list of batches against another; `by_rows`: as of a `DriftMeter`.
 
     Errors: CheckError where shapes or names differ.
     """
-    drift = DriftMeter()
+    drift = DriftMeter(by_rows)
     for expected, actual in zip(reference, got, strict=True):
         drift.update(expected, actual)
     return drift

@@ -25,21 +25,26 @@ score; of one that counts errors (False), as much again. Chosen by hand; not mea
 class Judgement:
     """The result against the original.
 
-    `metric`: `name`, `before`, `after`; None where none was asked for.
+    `metric`: `name`, `before`, `after`; None where none was asked for. `weak`: what the output that
+    keeps least keeps, where it is poor.
     """
 
     drift: Drift | None
     metric: dict[str, Any] | None
     higher_is_better: bool = True
+    weak: str | None = None
 
 
 def judgement_of(
-    settings: RunSettings, drift: Drift | None, metric: dict[str, Any] | None
+    settings: RunSettings,
+    drift: Drift | None,
+    metric: dict[str, Any] | None,
+    weak: str | None = None,
 ) -> Judgement:
     """The judgement of a run with those settings."""
     named = settings.metric
     higher = named is None or metric_named(named).higher_is_better
-    return Judgement(drift, metric, higher)
+    return Judgement(drift, metric, higher, weak)
 
 
 def harm_of(judgement: Judgement) -> str | None:
@@ -60,7 +65,7 @@ def harm_of(judgement: Judgement) -> str | None:
         if same is not None:
             words += f", the largest is the same for {same:.0%} of samples"
         return words
-    return None
+    return judgement.weak
 
 
 def is_kept(judgement: Judgement) -> bool:

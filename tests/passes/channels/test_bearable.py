@@ -54,12 +54,12 @@ def pruned(model, context, **options):
 
 
 def sqnr(whole, model, feeds):
-    signal = noise = 0.0
-    for each in feeds:
-        (wanted,) = run_session(whole).run(None, each)
-        (got,) = run_session(model).run(None, each)
-        signal += np.square(wanted, dtype=np.float64).sum()
-        noise += np.square(wanted - got, dtype=np.float64).sum()
+    """SQNR in dB of what varies between samples."""
+    wanted = [run_session(whole).run(None, each)[0] for each in feeds]
+    got = [run_session(model).run(None, each)[0] for each in feeds]
+    y = np.concatenate(wanted).astype(np.float64)
+    noise = np.square(y - np.concatenate(got)).sum()
+    signal = np.square(y - y.mean(axis=0)).sum()
     return 10 * math.log10(signal / noise) if noise else math.inf
 
 

@@ -23,8 +23,8 @@ def measured(model, solution, groups, scores, feeds=FEEDS, damp=1e-9):
 
 
 def lost_share(model, hidden, head, gone):
-    """Share of the mean square of y that a least-squares fit of y on the hidden units that stay,
-    and 1, leaves.
+    """Share of the variance of y that a least-squares fit of y on the hidden units that stay, and
+    1, leaves.
     """
     x = np.concatenate([feeds["x"] for feeds in FEEDS])
     units = hidden(x.astype(np.float64))
@@ -33,7 +33,7 @@ def lost_share(model, hidden, head, gone):
         [np.delete(units, gone, axis=1), np.ones((len(x), 1))], axis=1
     )
     rest = y - stays @ np.linalg.lstsq(stays, y, rcond=None)[0]
-    return np.square(rest).sum() / np.square(y).sum()
+    return np.square(rest).sum() / np.square(y - y.mean(0)).sum()
 
 
 def test_where_readers_are_the_outputs_losses_are_what_a_fit_leaves():
