@@ -1,7 +1,8 @@
 """Gradients of a number by an input of a graph, summed along a path: integrated gradients.
 
 Integers have no gradient. Of an input of integers it is by the floats that are looked up by them:
-rows of a table, or zeros and ones.
+rows of a table, or zeros and ones. Integers that are only cast to floats, as the bytes of an image
+are, count as these floats.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def number_of(column: int, embedding: Array | None = None) -> Score:
 SHAPE_OPS = frozenset({"Shape", "Size", "NonZero"})
 """Operators whose outputs say nothing of single values."""
 
+MOVING_OPS = frozenset(
+    {"Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators that keep the values of their first input, of whatever type."""
+
 
 @dataclass(frozen=True)
 class Path:
@@ -70,6 +76,7 @@ class InputGradients:
         self.name = name
         self.output = output
         self.rows = rows
+        model = _with_floats_fed(model, name)
         self._lookups = _lookups(model, name)
         self._looked_up: TrainableModule | None = None
         entries = [name]
@@ -197,13 +204,49 @@ def _chunks(points: NDArray[np.float64], rows: int | None) -> list[NDArray[np.fl
     return [np.repeat(point, rows) for point in points]
 
 
+def _input(model: ir.Model, name: str) -> ir.Value:
+    (value,) = [each for each in model.graph.inputs if each.name == name]
+    return value
+
+
+def _with_floats_fed(model: ir.Model, name: str) -> ir.Model:
+    """A copy that takes floats for an input of integers; the model itself if it reads integers."""
+    if _is_float(_input(model, name)):
+        return model
+    copied = model.clone()
+    moved = _only_cast(_input(copied, name))
+    if moved is None:
+        return model
+    for value in moved:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    return copied
+
+
+def _only_cast(value: ir.Value) -> list[ir.Value] | None:
+    """An input and what moves its elements; None if more than casts to floats reads them."""
+    moved = [value]
+    for each in moved:
+        for node, place in each.uses():
+            if node.op_type in SHAPE_OPS:
+                continue
+            if node.op_type in MOVING_OPS and place == 0:
+                moved.extend(node.outputs)
+            elif node.op_type != "Cast" or not _is_float(node.outputs[0]):
+                return None
+    return moved
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
+
+
 def _lookups(model: ir.Model, name: str) -> list[str]:
     """The first floats behind an input of integers; nothing behind one of floats.
 
     Errors: RefusedError where there are none.
     """
-    (value,) = [each for each in model.graph.inputs if each.name == name]
-    if value.dtype is None or value.dtype.is_floating_point():
+    value = _input(model, name)
+    if _is_float(value):
         return []
     found: list[str] = []
     waiting = [value]

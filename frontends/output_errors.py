@@ -78,7 +78,7 @@ class _Estimator:
         self.seed = seed
         self.draws = draws
         self.held = 0
-        self.outputs = float_outputs(model)
+        self.outputs = list(float_outputs(model))
         self.changes = list(dict.fromkeys(each.change for each in layers))
         self.changed = [each.change for each in layers]
         self.layers = [_frozen(each.layer) for each in layers]
@@ -214,7 +214,11 @@ class _Estimator:
         with torch.no_grad():
             for name in self.made:
                 like = values[name]
-                stacked[name] = _stacked(name, projections, like)
+                stacked[name] = _stacked(
+                    name,
+                    projections,
+                    like,
+                )
             for change, layer in zip(self.changed, self.layers, strict=True):
                 column = columns[change]
                 read = {name: values[name] for name in layer.provenance.inputs}

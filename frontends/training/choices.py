@@ -49,6 +49,17 @@ NEAR = 0.95
 ALPHA = 1.0
 """Alpha of cutmix: all shares are as likely, as in its paper (arXiv:1905.04899)."""
 
+LESS_THAN_A_BIT = 1.0
+"""Steps of a grid below which a weight has less than one bit: those of codebooks of one bit."""
+
+LONG_EPOCHS = 10.0
+LONG_MINUTES = 10.0
+"""Budgets from which such weights learn from mixtures, too: by then they know the images.
+
+Codebooks of one bit, ResNet-20, top-1 without mixtures and with them: 89.0 and 88.4 % after 200
+steps (3 epochs), 89.6 after 1,844 and 90.2 after 1,256 steps. The bounds are chosen by hand.
+"""
+
 
 @dataclass(frozen=True)
 class TrainingFacts:
@@ -137,10 +148,24 @@ def _shift(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
 
 def _cutmix(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:
     """Mixtures for what is learned anew; near its teacher a graph loses by them."""
+    if not facts.photographs.flip:
+        return 0.0, ""
     is_coarse = facts.levels < SOFT_LEVELS and facts.agreement < GOOD_AGREEMENT
-    if facts.photographs.flip and (is_coarse or facts.preset == "student"):
+    if is_coarse or facts.preset == "student":
         return ALPHA, "photographs, of which a graph that learns anew needs more"
+    if facts.levels < LESS_THAN_A_BIT and _is_long(facts, recipe):
+        return ALPHA, "photographs, and weights of less than a bit that train for long"
     return 0.0, ""
+
+
+def _is_long(facts: TrainingFacts, recipe: TrainingRecipe) -> bool:
+    """True for a budget in which each image is seen many times; where none was named, too."""
+    if not has_budget(recipe):
+        return True
+    batch = recipe.batch or batch_rows(recipe, facts.rows)
+    epochs = recipe.steps * batch / facts.rows
+    longest = max(epochs, recipe.epochs)
+    return longest >= LONG_EPOCHS or recipe.minutes >= LONG_MINUTES
 
 
 def _mixup(facts: TrainingFacts, recipe: TrainingRecipe) -> Choice:

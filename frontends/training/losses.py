@@ -132,13 +132,18 @@ def binary(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return divergence * temperature**2
 
 
-def mse(student: Tensor, teacher: Tensor, variance: float) -> Tensor:
+def mse(student: Tensor, teacher: Tensor, variance: float | Tensor) -> Tensor:
     """Return the mean squared difference over the variance of the teacher's values.
 
-    1 is what a student gets that gives nothing but the teacher's mean.
+    `variance`: of all values, or of each column, shaped to divide by. 1 is what a student gets that
+    gives nothing but the teacher's mean.
     """
-    error = F.mse_loss(student, teacher)
-    return error / max(variance, SMALLEST_VARIANCE)
+    if isinstance(variance, float):
+        error = F.mse_loss(student, teacher)
+        return error / max(variance, SMALLEST_VARIANCE)
+    squares = (student - teacher).square()
+    shares = squares / variance.to(squares.device)
+    return shares.mean()
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from ... import RefusedError, UsageError
 from ...passes._core.training_recipe import TrainingRecipe
+from ...passes._core.variation import LEAST_VARIANCE, column_axis, differ_in_unit
 from . import losses
 from .attribution import attribution_distance
 from .augment import Augment, Mixture
@@ -63,11 +64,33 @@ def needs_live_teacher(compared: ComparedValues, recipe: TrainingRecipe) -> bool
     return recipe.distill and bool(Augment.of(recipe))
 
 
-def variances(values: Mapping[str, Any]) -> dict[str, float]:
+Scale = float | Tensor
+"""Variance that squared distances are relative to: of all elements, or of each column."""
+
+
+def variances(values: Mapping[str, Any]) -> dict[str, Scale]:
     """Return the variance of each array, over all its elements."""
-    found = {}
+    found: dict[str, Scale] = {}
     for name, array in values.items():
         found[name] = float(torch.as_tensor(array).double().var(correction=0))
+    return found
+
+
+def output_scales(outputs: Mapping[str, Any]) -> dict[str, Scale]:
+    """Return the variance of each output; that of each column where their units differ."""
+    found = variances(outputs)
+    for name, array in outputs.items():
+        values = torch.as_tensor(array).double()
+        axis = column_axis(values.ndim)
+        others = [each for each in range(values.ndim) if each != axis]
+        if not others:
+            continue
+        by_column = values.var(dim=others, correction=0, keepdim=True)
+        if differ_in_unit(by_column.flatten().numpy()):
+            squares = values.square().mean(dim=others, keepdim=True)
+            # a column that hardly varies is not worth more than it is large
+            least = LEAST_VARIANCE * squares + losses.SMALLEST_VARIANCE
+            found[name] = torch.maximum(by_column, least).float()
     return found
 
 
@@ -84,7 +107,7 @@ class Objective(torch.nn.Module):  # type: ignore[misc]  # torch comes without t
         self,
         compared: ComparedValues,
         recipe: TrainingRecipe,
-        variance: Mapping[str, float],
+        variance: Mapping[str, Scale],
         labelled: bool = False,
         projections: torch.nn.ModuleDict | None = None,
     ) -> None:

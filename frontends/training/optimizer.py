@@ -20,6 +20,12 @@ LEAST_SIZE = 0.01
 Chosen by hand; not measured.
 """
 
+OTHER_UNIT = 1000.0
+"""Largest element of a vector over a usual one from which its elements are of different units, as
+the means and deviations are that a regression ends with: no step fits all, and they do not train.
+Chosen by hand; not measured.
+"""
+
 SCALE_RATE = 0.1
 """Rate of a quantization scale against that of weights: all codes of a tensor depend on one.
 
@@ -69,6 +75,8 @@ def parameter_groups(
             rate *= units_per_float**2
         else:
             rate *= _size(parameter, origin, units_per_float)
+        if origin.latent is None and _differ_in_unit(parameter):
+            rate = 0.0
         decay = recipe.l2 if parameter.ndim > 1 else 0.0
         groups.append(_group([parameter], rate, decay))
     rest = list(extra)
@@ -161,6 +169,21 @@ def _size(parameter: Tensor, origin: Origin, units_per_float: float) -> float:
         floats = parameter.detach() * torch.from_numpy(latent.scale).to(parameter)
         return _root_mean_square(floats, LEAST_SIZE) * units_per_float
     return _root_mean_square(parameter, LEAST_SIZE * units_per_float)
+
+
+def _differ_in_unit(parameter: Tensor) -> bool:
+    """True for a vector whose elements have nothing in common but their place."""
+    with torch.no_grad():
+        magnitudes = parameter.detach().abs().flatten()
+        if max(parameter.shape, default=1) < magnitudes.numel():
+            # a matrix: its columns are weighed together
+            return False
+        magnitudes = magnitudes[magnitudes > 0]
+        if magnitudes.numel() < 2:
+            return False
+        # torch's median is the smaller of two
+        usual = magnitudes.median()
+        return bool(magnitudes.max() > OTHER_UNIT * usual)
 
 
 def _root_mean_square(parameter: Tensor, least: float) -> float:

@@ -50,9 +50,11 @@ from .objective import (
     ComparedValues,
     Labels,
     Objective,
+    Scale,
     check_labels,
     head_weights,
     needs_live_teacher,
+    output_scales,
     projections_for,
     variances,
 )
@@ -526,16 +528,16 @@ def _warnings(material: _Material, recipe: TrainingRecipe) -> list[str]:
     ]
 
 
-def _variances(material: _Material) -> dict[str, float]:
+def _variances(material: _Material) -> dict[str, Scale]:
     """Return the variance of the teacher's values by name."""
-    found: dict[str, float] = {}
+    found: dict[str, Scale] = {}
     if material.compared.taps:
         (few, *_) = material.examples(FEATURE_ROWS, FEATURE_ROWS)
         live = material.live(few.feeds)
         found |= variances(live)
     # outputs are cached, so that more rows cost nothing: these replace the ones above
     (many, *_) = material.examples(MEASURED_ROWS, MEASURED_ROWS)
-    return found | variances(many.targets)
+    return found | output_scales(many.targets)
 
 
 def _check_gradients(

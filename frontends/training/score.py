@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...passes._core.variation import ColumnSums
 from .heads import Head
 from .objective import IGNORED_LABEL
 
@@ -40,8 +41,9 @@ class Score:
 class Scorer:
     """Sums over examples that become a score.
 
-    `watch` says what counts: "agreement" of first choices with the teacher (of plain values 1 -
-    relative square error), "labels" (first choices that are right), or "loss" (the distance alone).
+    `watch` says what counts: "agreement" of first choices with the teacher (of plain values 1 - the
+    lost share of what varies), "labels" (first choices that are right), or "loss" (the distance
+    alone).
     """
 
     def __init__(self, heads: Sequence[Head], watch: str) -> None:
@@ -52,6 +54,8 @@ class Scorer:
         # (sum, count) of each head
         self._distances = [np.zeros(2) for _ in heads]
         self._agreements = [np.zeros(2) for _ in heads]
+        self._columns: dict[int, ColumnSums] = {}
+        self._is_finite = True
 
     def add(
         self, student: Values, teacher: Values, labels: NDArray[Any] | None
@@ -96,20 +100,21 @@ class Scorer:
         self._labels += float(counted.sum())
 
     def _add_values(self, index: int, own: Floats, theirs: Floats) -> None:
-        difference = own - theirs
-        squared_errors = np.square(difference)
-        squares = np.square(theirs)
-        error = squared_errors.sum()
-        power = squares.sum()
-        self._distances[index] += error, power
-        # 1 - error / power, once it is divided
-        explained = power - error
-        self._agreements[index] += explained, power
+        if not np.isfinite(own).all():
+            self._is_finite = False
+        columns = self._columns.setdefault(index, ColumnSums())
+        columns.update(theirs, own)
+        lost = columns.lost()
+        if math.isnan(lost):
+            lost = columns.lost_power()
+        # of all examples so far, not of this one
+        self._distances[index][:] = lost, 1.0
+        self._agreements[index][:] = 1.0 - lost, 1.0
 
     def score(self) -> Score:
         """Return the mean over heads; values that are not finite make the worst there is."""
         distance = _mean_ratio(self._distances)
-        if not math.isfinite(distance):
+        if not self._is_finite or not math.isfinite(distance):
             return Score(-math.inf, -math.inf)
         if self._watch == "loss":
             value = -distance

@@ -118,8 +118,9 @@ CASES = [
     Case(
         "deep20",
         "cifar10_resnet20",
-        "quant(codebook, bits=1), finetune(BUDGET, rate=0.015, labels=0), strip(names=short)",
-        "minutes=24",
+        "quant(codebook, bits=1), finetune(BUDGET, rate=0.015, labels=0, cutmix=1), "
+        "strip(names=short)",
+        "minutes=43",
         drop=0.01,
         share=1 / 20,
         threads=2,
@@ -127,7 +128,8 @@ CASES = [
     Case(
         "deep56",
         "cifar10_resnet56",
-        f"quant(codebook, bits=1, {HARSHER}), finetune(BUDGET, rate=0.005, labels=0), "
+        f"quant(codebook, bits=1, {HARSHER}), "
+        "finetune(BUDGET, rate=0.005, labels=0, cutmix=0), "
         "strip(names=short)",
         "minutes=30",
         drop=0.01,

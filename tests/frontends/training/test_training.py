@@ -8,6 +8,7 @@ import textwrap
 import types
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -612,3 +613,32 @@ def test_features_are_asked_of_the_teacher_step_by_step():
     assert (kept[0], often[0]) == (("y",), ("y", "r"))
     assert kept[1] < often[1]
     assert often[1] >= 30
+
+
+UNITS = """
+<ir_version: 10, opset_import: ["" : 21]>
+units (float[n, 6] x) => (float[n, 3] y)
+<float[3] deviations = {0.001, 0.7, 15000}, float[3] means = {0, 5, 34000}, float[6, 3] w>
+{
+    c = MatMul (x, w)
+    s = Mul (c, deviations)
+    y = Add (s, means)
+}
+"""
+
+
+def test_vectors_of_units_stay_where_they_are():
+    proto = onnx.parser.parse_model(UNITS.replace(", float[6, 3] w>", ">"))
+    w = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    teacher = ir.from_proto(proto)
+    student = pruned(teacher, 0.4)
+    trained(student, teacher, batches(rows()), steps=40, rate=0.05)
+    constants = student.graph.initializers
+    for name in ("deviations", "means"):
+        before = teacher.graph.initializers[name].const_value.numpy()
+        assert (constants[name].const_value.numpy() == before).all()
+    # it did learn
+    assert (constants["w"].const_value.numpy() != w).any()
+    gone = pruned(teacher, 0.4).graph.initializers["w"].const_value.numpy()
+    assert (constants["w"].const_value.numpy() != gone).any()

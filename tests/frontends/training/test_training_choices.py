@@ -103,6 +103,26 @@ def test_mixtures_are_for_what_learns_anew(changes, cutmix):
 
 
 @pytest.mark.parametrize(
+    ("budget", "cutmix"),
+    [
+        ({}, 1.0),
+        ({"minutes": 24.0}, 1.0),
+        ({"minutes": 5.0}, 0.0),
+        ({"epochs": 20.0}, 1.0),
+        # 703 steps of 128 images are ten times all 9000
+        ({"steps": 704}, 1.0),
+        ({"steps": 700}, 0.0),
+    ],
+)
+def test_weights_of_less_than_a_bit_learn_from_mixtures_in_the_long_run(budget, cutmix):
+    found = facts(preset="qad", levels=0.85, agreement=0.92)
+    assert choices(TrainingRecipe(**budget), found).recipe.cutmix == cutmix
+    # a bit and more do not
+    found = facts(preset="qad", levels=1.0, agreement=0.92)
+    assert choices(TrainingRecipe(**budget), found).recipe.cutmix == 0.0
+
+
+@pytest.mark.parametrize(
     ("preset", "minutes"),
     [("recover", MINUTES), ("qad", MINUTES), ("student", 0.0), ("block", 0.0)],
 )

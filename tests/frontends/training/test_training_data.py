@@ -207,10 +207,30 @@ def test_right_labels_count_instead():
     )
 
 
-def test_values_by_relative_error():
-    assert score(
-        0.5 * TEACHER, head=Head("y", "y", "y", "values")
-    ).value == pytest.approx(0.75)
+VALUES = Head("y", "y", "y", "values")
+
+
+def test_values_by_what_is_lost_of_what_varies():
+    # errors 0.25 T^2 of columns whose variances are 1, 0.75 and 0.75
+    assert score(0.5 * TEACHER, head=VALUES).value == pytest.approx(0.6)
+    # a mean that is off counts, one that all samples have does not hide a loss
+    assert score(TEACHER.mean(0) + 0 * TEACHER, head=VALUES).value == 0.0
+
+
+def test_columns_of_other_units_count_alike():
+    scales = np.array([1e-3, 1.0, 1e4])
+    scorer = Scorer([VALUES], "agreement")
+    own = TEACHER * scales
+    own[:, 0] = own[:, 0].mean()
+    scorer.add({"y": own}, {"y": TEACHER * scales}, None)
+    # one of three columns says nothing any more
+    assert scorer.score().value == pytest.approx(2 / 3)
+
+
+def test_values_that_are_not_finite_are_worst():
+    own = TEACHER.copy()
+    own[0, 0] = np.nan
+    assert not score(own, head=VALUES).finite
 
 
 def test_what_is_not_finite_is_worst():

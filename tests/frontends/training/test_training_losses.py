@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from onnx_opt.frontends.training import losses
+from onnx_opt.frontends.training.objective import output_scales
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 P = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
@@ -66,6 +67,20 @@ def test_mse_is_one_for_the_mean():
         torch.full_like(P, P.mean()), P, variance
     ).item() == pytest.approx(1)
     assert losses.mse(P, P, variance).item() == 0
+
+
+def test_columns_of_other_units_weigh_alike():
+    y = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    y = y * torch.tensor([1e-3, 1.0, 2e4]) + torch.tensor([0.0, 5.0, 3e4])
+    (scale,) = output_scales({"y": y}).values()
+    assert losses.mse(y.mean(0).expand_as(y), y, scale).item() == pytest.approx(1)
+    for column in range(3):
+        own = y.clone()
+        own[:, column] = y[:, column].mean()
+        assert losses.mse(own, y, scale).item() == pytest.approx(1 / 3)
+    # scores of classes are of one unit
+    assert output_scales({"y": P}) == {"y": P.double().var(correction=0).item()}
+    assert output_scales({"y": P[:, 0]}) == {"y": P[:, 0].double().var(0, False).item()}
 
 
 def test_cosine_does_not_see_lengths():
