@@ -242,7 +242,11 @@ def _top(k: int) -> Callable[[Iterable[Pair]], MetricScore]:
                 predicted.update(np.unique(outputs[0]).tolist())
                 wanted.update(np.unique(labels).tolist())
                 continue
-            scores, truth = _scores_and_classes(outputs, labels, name)
+            scores, truth = _scores_and_classes(
+                outputs,
+                labels,
+                name,
+            )
             before = _ranked_before(scores, truth)
             parts.append(before < k)
             classes = scores.shape[1]
@@ -251,7 +255,12 @@ def _top(k: int) -> Callable[[Iterable[Pair]], MetricScore]:
         strangers = ""
         if predicted and predicted.isdisjoint(wanted):
             strangers = f"labels are {_few(wanted)}, predictions {_few(predicted)}"
-        return MetricScore(int(np.sum(hits)) / total, hits, classes, strangers)
+        return MetricScore(
+            int(np.sum(hits)) / total,
+            hits,
+            classes,
+            strangers,
+        )
 
     return score
 
@@ -395,11 +404,14 @@ def _spearman(pairs: Iterable[Pair]) -> MetricScore:
     for outputs, labels in pairs:
         scores = np.asarray(outputs[0])
         wanted = np.asarray(labels).reshape(-1)
-        if scores.size != len(wanted):
+        rows = len(scores) if scores.ndim else 1
+        # several values a row are several targets, whose ranks have nothing to do with each other
+        if scores.size != rows or rows != len(wanted):
             raise RefusedError(
                 "metric spearman",
                 f"the first output has shape {list(scores.shape)} for {len(wanted)} labels",
-                "the output must be (B,) or (B, 1); for pairs of sentences write module:callable",
+                "the output must be (B,) or (B, 1), with a label a row; for several targets, or "
+                "pairs of sentences, write module:callable",
             )
         flat_scores = scores.reshape(-1)
         values.append(flat_scores.astype(np.float64))

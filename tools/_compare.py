@@ -20,6 +20,7 @@ from ..runtime.drift_words import ON_DATA, Bounds, word_of
 from ..runtime.feeds import Feeds, open_feeds
 from ..runtime.hardware import Hardware, hardware
 from ..runtime.held_outputs import Arrays, HeldOutputs
+from ..runtime.rows import shared_rows
 from ..runtime.session import Session, open_session
 from ..runtime.worker import Worker
 from ._run.drift import synthetic_batches
@@ -145,20 +146,32 @@ def _telling(feeds: Feeds) -> Iterator[Arrays]:
 class Comparison:
     """Two models on the same feeds: their closeness, on which CPU, and each file's integers.
 
-    `metric`: both scores; None where none was asked for.
+    `metric`: both scores; None where none was asked for. `is_made_up`: the feeds are synthetic.
     """
 
     closeness: Closeness
     hardware: Hardware
     quantized: dict[str, Quantization | None]
     metric: dict[str, Any] | None = None
+    is_made_up: bool = False
 
     @property
     def warnings(self) -> list[str]:
-        """Files whose kernels do not compute what their graph says."""
-        facts = [each for each in self.quantized.values() if each is not None]
-        remarks = [] if self.metric is None else self.metric["remarks"]
-        return [each.warning for each in facts if each.warning] + remarks
+        """Feeds that prove little, and files whose kernels do not compute what their graph says."""
+        words = []
+        if self.is_made_up:
+            words.append(MADE_UP)
+        known = [each for each in self.quantized.values() if each is not None]
+        words += [each.warning for each in known if each.warning]
+        if self.metric is not None:
+            words += self.metric["remarks"]
+        return words
+
+
+MADE_UP = (
+    "data: none given: compared on synthetic feeds, on which a good model may look bad, and a bad "
+    "one good; --data compares on real ones"
+)
 
 
 def compared(
@@ -202,7 +215,7 @@ class Closeness:
         self.atol = atol or 0.0
         self.rtol = rtol or 0.0
         self.elementwise = atol is not None or rtol is not None
-        self.meter = DriftMeter()
+        self.meter = DriftMeter(by_rows=True)
         self.outside = 0
 
     def update(self, reference: dict[str, Any], got: dict[str, Any]) -> None:
@@ -214,6 +227,11 @@ class Closeness:
                 self.outside += self._outside(reference[name], got[name])
 
     def _outside(self, reference: Any, got: Any) -> int:
+        # a row that only one has is within no tolerance
+        unshared: int = abs(reference.size - got.size)
+        return unshared + self._outside_of(*shared_rows(reference, got))
+
+    def _outside_of(self, reference: Any, got: Any) -> int:
         # texts have no tolerance
         if reference.dtype.kind in "OUS":
             return int(np.count_nonzero(reference != got))

@@ -319,6 +319,13 @@ def _refuse_mistyped_command(words: list[str]) -> None:
         raise click.UsageError(
             f"'{word}' is neither a command nor a file; did you mean '{near[0]}'?"
         )
+    # the file behind it would else be told as one too many
+    if rest and not Path(word).suffix and Path(rest[0]).is_file():
+        raise UsageError(
+            "usage",
+            f"'{word}' is neither a command nor a file",
+            f"onnx-opt {rest[0]} optimizes it; onnx-opt --help lists the commands",
+        )
 
 
 def _is_pass(word: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ._evaluate import evaluated
+from .console import markup_safe
 from .facts import Facts, FactsList
 from .model_forms import as_file, as_model
 from .result import Result
@@ -67,7 +68,15 @@ def verify(
         )
         problem = comparison.closeness.problem(min_sqnr)
         facts = as_dict(comparison, first, second, problem)
-    return Facts(facts, lambda: comparison_parts(comparison, first, second))
+
+    def parts() -> list[Any]:
+        found = comparison_parts(comparison, first, second)
+        for text in comparison.warnings:
+            safe = markup_safe(text)
+            found.append(f"warning: {safe}")
+        return found
+
+    return Facts(facts, parts)
 
 
 def bench(

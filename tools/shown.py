@@ -95,8 +95,11 @@ def tell_trial(trial: RecipeTrial) -> None:
 def show_search(search: dict[str, Any]) -> None:
     """The front as a table, the recipe and both halves of the data."""
     from .console import show
-    from .tables import front_table, split_table
+    from .tables import front_table, passed_over_table, split_table
 
     show(front_table(search), stderr=True)
+    passed_over = passed_over_table(search)
+    if passed_over is not None:
+        show(passed_over, stderr=True)
     show(split_table(search), stderr=True)
     say(f"recipe: {search['recipe']}")

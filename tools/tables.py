@@ -29,7 +29,7 @@ def result_tables(result: RunAccount, verbosity: int = 0) -> list[RenderableType
         tables.append(found_in_cache(result.metric["cached"]))
     if result.hardware is not None:
         label = result.hardware.label
-        tables.append(measured_on(label))
+        tables.append(measured_on(label) + _samples_a_run(result.latency_samples))
     if result.requires is not None:
         tables.append(needed(result.requires))
     if result.about["changes"]:
@@ -293,6 +293,13 @@ def measured_on(label: str) -> str:
     return f"on {markup_safe(label)}"
 
 
+def _samples_a_run(count: int | None) -> str:
+    """Continue that line with the batch that latency is of; nothing where it was not measured."""
+    if count is None:
+        return ""
+    return f"; latency: {count} {'sample' if count == 1 else 'samples'} a run"
+
+
 def needed(requires: Mapping[str, Any]) -> str:
     """Needs of a file: `needs ONNX Runtime 1.23 or newer (Cast from INT4); opset 21, IR 10`."""
     release = requires["onnxruntime"]
@@ -411,15 +418,19 @@ def default_text(value: Any) -> str:
 
 
 def front_table(search: Mapping[str, Any]) -> Table:
-    """Trials of a search that no other beats, the smallest first; the chosen one is marked."""
+    """The front of a search, the smallest first; the chosen one is marked."""
     front = search["front"]
     known = {
         name: figure
         for name, figure in TRADED.items()
         if name not in OF_TIME or any(point[figure[0]] is not None for point in front)
     }
+    title = f"{search['trials']} trials; those that no other beats"
+    # of one that was trained at the end there is no trial
+    if any(point["recipe"] == search["recipe"] for point in front):
+        title += ", and the chosen one (*)"
     table = plain_table(
-        f"{search['trials']} trials; those that no other beats",
+        title,
         "",
         "bytes",
         *known,
@@ -447,6 +458,34 @@ TRADED = {
 
 OF_TIME = ("latency/before", "ms", "predicted ms")
 """Columns that a search without times leaves out."""
+
+
+def passed_over_table(search: Mapping[str, Any]) -> Table | None:
+    """Points of the front that seem better than the chosen one, each with the reason for which it
+    was not taken; None of none.
+    """
+    points = [point for point in search["front"] if point["reason"] is not None]
+    if not points:
+        return None
+    table = plain_table(
+        f"{BETTER[search['objective']]} ones within the budget on the half that the search saw, "
+        "not taken",
+        "bytes",
+        "reason",
+        right=("bytes",),
+    )
+    for point in points:
+        table.add_row(f"{point['bytes']:,}", markup_safe(point["reason"]))
+    return table
+
+
+BETTER = {
+    "size": "smaller",
+    "latency": "faster",
+    "macs": "cheaper",
+    "accuracy": "more accurate",
+}
+"""Word for a better point, by the objective of a search."""
 
 
 def split_table(search: Mapping[str, Any]) -> Table:

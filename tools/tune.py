@@ -330,7 +330,10 @@ def _judged(
             raise
         warnings.append(f"tune: {error.problem}; the one that loses least is taken")
         judged = verdict(settings, Goal("accuracy"), task, found)
-    warnings += [f"tune: {reason}" for _, reason in judged.missed]
+    for recipe, reason in found.missed.items():
+        warnings.append(
+            f"tune: '{recipe}' failed on data that the search did not see: {reason}"
+        )
     return judged
 
 
@@ -379,7 +382,7 @@ def _task_of(settings: RunSettings, goal: Goal, lab: Lab) -> Task:
         labelled = AnsweredBy(settings.data, inputs, outputs, settings.folder)
         session = lab.inputs.open(settings.model)
         try:
-            add_answers(labelled, session, settings.metric_output)
+            add_answers(labelled, session, settings.metric_output, goal.max_drop)
         finally:
             session.close()
         metric = METRIC

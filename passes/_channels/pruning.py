@@ -73,7 +73,11 @@ class Pruning:
         keep_batchnorm: bool,
     ) -> None:
         whole = model.clone()
-        origins = prepare(whole, context, keep_batchnorm=keep_batchnorm)
+        origins = prepare(
+            whole,
+            context,
+            keep_batchnorm=keep_batchnorm,
+        )
         relations = relate(whole, traced(whole))
         solution = solve(relations, attention)
         groups = channel_groups(solution)

@@ -516,7 +516,9 @@ def _weight_problem(chain: Chain) -> str | None:
     if weight.dtype != ir.DataType.FLOAT and not (
         chain.nodes and weight.dtype in FLOATS
     ):
-        return f"its weight is {weight.dtype}, not FLOAT"
+        problem = f"its weight is {weight.dtype}, not FLOAT"
+        is_float = weight.dtype in FLOATS
+        return f"{problem}: export the model in float32" if is_float else problem
     if weight.const_value.size == 0:
         return "its weight is empty"
     return None

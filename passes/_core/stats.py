@@ -252,7 +252,10 @@ def _gemm(node: ir.Node) -> int:
 
 
 def _recurrent(node: ir.Node) -> int:
-    """Steps and batch of X (T, B, I) times all weights W (D, G*H, I) and R (D, G*H, H)."""
+    """Steps and batch of X (T, B, I) times all weights W (D, G*H, I) and R (D, G*H, H).
+
+    Integer forms have them with the last two axes the other way round.
+    """
     steps_and_batch = _dims(node.inputs[0])[:2]
     weights = _size(node.inputs[1]) + _size(node.inputs[2])
     return prod(steps_and_batch) * weights
@@ -316,7 +319,7 @@ _MACS: dict[str, Callable[[ir.Node], int]] = {
     "Attention": _attention,
     "MultiHeadAttention": _heads_attention,
     "GroupQueryAttention": _heads_attention,
-    **dict.fromkeys(RECURRENT, _recurrent),
+    **dict.fromkeys((*RECURRENT, "DynamicQuantizeLSTM"), _recurrent),
     **dict.fromkeys(("LinearClassifier", "LinearRegressor"), _held("coefficients")),
     # a product with every support vector, then one of the results with the coefficients
     **dict.fromkeys(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -12,15 +12,27 @@ import onnx_ir as ir
 from .chains import made_of_constants
 from .edit import ints_of
 from .graph import all_nodes, producer_of
+from .integer_layers import INTEGER_OPS
 from .normalize import constant_tensor
+from .ops import is_standard
 from .provenance import float_weight
 from .stats import NOT_PARAMETERS
 
-KEEPING = ("Cast", "DequantizeLinear", "Identity", "Mul", "Transpose")
+KEEPING = ("Cast", "DequantizeLinear", "Identity", "Mul", "Reshape", "Transpose")
 """Ops that unpack weights and give as many elements as their first input has."""
 
 SHAPING = ("Expand", "Reshape")
 """Ops whose second input says how many elements there are."""
+
+
+NUMBERS: dict[str, set[int | None]] = {
+    "QuantizeLinear": {0},
+    "DequantizeLinear": {0},
+    "ConvInteger": {0, 1},
+    "DynamicQuantizeLSTM": {*range(8)},
+    **{op: {each.data, each.weight, each.bias} for op, each in INTEGER_OPS.items()},
+}
+"""Inputs of integer operators that hold numbers; all others hold their scales and zero points."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,13 @@ class StoredConstant:
     @property
     def is_parameter(self) -> bool:
         """False for shapes, axes, masks and texts."""
-        return self.value.dtype not in NOT_PARAMETERS
+        return _dtype(self.value) not in NOT_PARAMETERS
+
+    @property
+    def is_weight(self) -> bool:
+        """True for a parameter that is no scale or zero point."""
+        is_grid = all(_reads_grid(use.node, use.idx) for use in self.value.uses())
+        return self.is_parameter and not is_grid
 
 
 @dataclass(frozen=True)
@@ -74,10 +92,10 @@ def stored_constants(model: ir.Model) -> list[StoredConstant]:
 
 
 def bits_by_count(constants: Iterable[StoredConstant]) -> dict[str, int]:
-    """Number of parameters by the bits that one of them is stored in, the fewest first."""
+    """Number of weights by the bits that one of them is stored in, the fewest first."""
     counts: Counter[int] = Counter()
     for constant in constants:
-        if constant.is_parameter and constant.bits:
+        if constant.is_weight and constant.bits:
             counts[constant.bits] += constant.elements
     return {str(bits): counts[bits] for bits in sorted(counts)}
 
@@ -105,9 +123,11 @@ class _Account:
 
     def stored(self, value: ir.Value) -> StoredConstant:
         """Tell of a constant: of the tensors that it is made of, but those told of before."""
-        shares, name = self._shares([value])
-        nbytes = _total(shares)
-        if value.dtype not in NOT_PARAMETERS:
+        # of codes the width, without the scales beside them
+        shares, name = self._shares([_origin(value)])
+        beside, other_name = self._shares([value])
+        nbytes = _total([*shares, *beside])
+        if _dtype(value) not in NOT_PARAMETERS:
             # axes and shapes beside them say nothing of a weight's width
             shares = [
                 each for each in shares if each.tensor.dtype not in NOT_PARAMETERS
@@ -117,11 +137,11 @@ class _Account:
         elements = _elements(value, largest)
         bits = 0
         if largest is not None and largest.size == elements:
-            # of codes the width, without the scales beside them
             bits = largest.dtype.bitwidth if largest.dtype != ir.DataType.STRING else 0
-        elif elements:
-            bits = round(8 * _total(shares) / elements)
-        encoded = name or _encoded_name(value)
+        elif elements and shares:
+            # of a sparse weight less than half a bit, which is not nothing
+            bits = max(round(8 * _total(shares) / elements), 1)
+        encoded = name or other_name or _encoded_name(value)
         return StoredConstant(
             value,
             encoded,
@@ -200,30 +220,87 @@ def _tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
     return None if node is None else constant_tensor(node)
 
 
+def _reads_grid(node: ir.Node, place: int) -> bool:
+    """True for an input that holds scales or zero points."""
+    if is_standard(node, "Gather") and place == 0:
+        return _picks_scales(node)
+    numbers = NUMBERS.get(node.op_type)
+    return numbers is not None and place not in numbers
+
+
+def _picks_scales(rows: ir.Node) -> bool:
+    """True if rows of a table are what the rows of another one, of codes, are multiplied by."""
+    for product in rows.outputs[0].consumers():
+        for factor in product.inputs:
+            cast = producer_of(factor, "Cast")
+            codes = producer_of(cast.inputs[0], "Gather") if cast is not None else None
+            if codes is not None and codes.inputs[1] is rows.inputs[1]:
+                return product.op_type == "Mul"
+    return False
+
+
 def _elements(value: ir.Value, largest: ir.TensorProtocol | None) -> int:
     """Number of elements; where nothing tells, that of the largest tensor behind a value."""
-    for part in _unchanged(value):
-        dims = part.shape
-        if dims is not None and all(isinstance(dim, int) for dim in dims):
-            return prod(dim for dim in dims if isinstance(dim, int))
-        node = producer_of(part, *SHAPING)
-        shape = node.inputs[1] if node is not None else None
-        sizes = ints_of(shape)
-        if sizes is not None and min(sizes, default=1) >= 0:
-            return prod(sizes)
+    part = 1.0
+    source: ir.Value | None = value
+    while source is not None:
+        known = _known_elements(source)
+        if known is not None:
+            return round(part * known)
+        split = producer_of(source, "Split")
+        if split is None:
+            source = _source(source)
+        else:
+            part *= _part_of_split(source, split)
+            source = split.inputs[0]
     return 0 if largest is None else int(largest.size)
 
 
-def _unchanged(value: ir.Value) -> Iterator[ir.Value]:
-    """A value, and those before it that have as many elements.
+def _known_elements(value: ir.Value) -> int | None:
+    """Number of elements by a value's shape, or by the one that it was given.
 
     Files tell the shapes of few values, and a file that was just written is not inferred anew.
     """
-    yield value
-    while (node := producer_of(value, *KEEPING)) is not None:
-        # of a product the factors, one for each channel, are stored as they are
-        made = [each for each in node.inputs if each is not None and each.producer()]
-        if len(made) != 1:
-            return
-        value = made[0]
-        yield value
+    dims = value.shape
+    if dims is not None and all(isinstance(dim, int) for dim in dims):
+        return prod(dim for dim in dims if isinstance(dim, int))
+    node = producer_of(value, *SHAPING)
+    shape = node.inputs[1] if node is not None else None
+    sizes = ints_of(shape)
+    if sizes is not None and min(sizes, default=1) >= 0:
+        return prod(sizes)
+    return None
+
+
+def _source(value: ir.Value) -> ir.Value | None:
+    """The value that gives another its elements, as many; None where it is the first of them."""
+    node = producer_of(value, *KEEPING)
+    if node is None:
+        return None
+    if node.op_type != "Mul":
+        return node.inputs[0]
+    # of a product the factors, one for each channel, are stored as they are, or stand behind
+    made = [each for each in node.inputs if each is not None and each.producer()]
+    return made[0] if made else None
+
+
+def _origin(value: ir.Value) -> ir.Value:
+    """The first of the values that have the same elements: of a weight on a grid the codes."""
+    while (source := _source(value)) is not None:
+        value = source
+    return value
+
+
+def _dtype(value: ir.Value) -> ir.DataType | None:
+    """Type of the elements; what unpacks them keeps it, but for casts. None where nothing tells."""
+    source: ir.Value | None = value
+    while source is not None and source.dtype is None:
+        node = source.producer()
+        if node is None:
+            return None
+        if node.op_type == "Cast":
+            return ir.DataType(node.attributes.get_int("to", 0))
+        # of numbers on a grid the type is that of their scale
+        place = 1 if node.op_type == "DequantizeLinear" else 0
+        source = node.inputs[place] if place < len(node.inputs) else None
+    return None if source is None else source.dtype

@@ -47,6 +47,40 @@ def pixels(weights, batch="n"):
     )
 
 
+def colour_bytes(weights):
+    """The same two classes of a picture of bytes (n, H, W, 3): all its colours have the weights."""
+    height, width = np.shape(weights)
+    table = np.zeros((3, height * width, 2), np.float32)
+    table[:, :, 0] = np.ravel(weights)
+    return model(
+        [
+            helper.make_node("Transpose", ["x"], ["planes"], perm=[0, 3, 1, 2]),
+            helper.make_node("Cast", ["planes"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Reshape", ["floats", "shape"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "w"], ["y"]),
+        ],
+        [("x", TensorProto.UINT8, ["n", height, width, 3])],
+        [("y", TensorProto.FLOAT, ["n", 2])],
+        [("shape", np.array([0, -1])), ("w", table.reshape(-1, 2))],
+    )
+
+
+def maps_and_scores():
+    """A map, and scores of three classes for it."""
+    return model(
+        [
+            helper.make_node("Relu", ["x"], ["heat"]),
+            helper.make_node("ReduceMean", ["x", "axes"], ["scores"], keepdims=0),
+        ],
+        [("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [
+            ("heat", TensorProto.FLOAT, ["n", 3, 8, 8]),
+            ("scores", TensorProto.FLOAT, ["n", 3]),
+        ],
+        [("axes", np.array([2, 3]))],
+    )
+
+
 def embedding(values):
     """The mean of token embeddings: `input_ids` and `attention_mask` (n, t), `values` (V, C)."""
     nodes = [

@@ -54,6 +54,14 @@ def test_another_integer_is_a_fault():
     assert problem == "output 'y' is off by 1 (allowed: 0.0004)"
 
 
+def test_rows_that_moved_are_a_fault():
+    rows = [[0, 1, 7], [0, 0, 3]]
+    problem = inexact(
+        batches(*rows, dtype=np.int64), batches(*rows[::-1], dtype=np.int64), FLOAT32
+    )
+    assert problem == "output 'y' is off by 4 (allowed: 0.0007)"
+
+
 def test_the_models_own_noise_widens_the_tolerance():
     reference, got = batches(1.0, 2.0), batches(1.001, 2.0)
     noise = {"y": Drift(60.0, 1.0, 0.0005, 0.0005, None, 0)}

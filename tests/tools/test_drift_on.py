@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
-from onnx_opt import CheckError, optimize
+from onnx_opt import CheckError, RefusedError, optimize
 from onnx_opt.passes._core.pipeline import as_pipeline
 from onnx_opt.tools._run.evidence import gather_inputs
 from onnx_opt.tools._run.load import load_original
@@ -96,6 +96,24 @@ def test_other_evaluation_data_judges_and_calibration_keeps_everything(net):
     )
     assert result.drift_on == "evaluation data"
     assert result.passes[-1].drift["sqnr_db"] > 15  # below 3 where they were not seen
+
+
+def test_evaluation_data_judges_without_a_metric_too_and_that_is_said(net):
+    labelled = {"x": samples(40), "labels": np.zeros(40, np.int64)}
+    result = optimize(
+        net, QUANT, data={"x": samples(64)}, eval_data=labelled, bench=False
+    )
+    assert result.drift_on == "evaluation data"
+    assert [w for w in result.warnings if w.startswith("--eval-data: ")] == [
+        "--eval-data: nothing says what to measure on it: outputs are compared on it, but its "
+        "labels are not used; --metric scores them"
+    ]
+
+
+def test_evaluation_data_that_does_not_fit_is_refused_without_a_metric_too(net):
+    short = {"x": samples(40), "labels": np.zeros(39, np.int64)}
+    with pytest.raises(RefusedError, match="'labels' holds 39 samples"):
+        optimize(net, "simplify", eval_data=short, bench=False)
 
 
 def test_without_a_run_nothing_is_measured(net):

@@ -7,7 +7,15 @@ import onnx
 import onnx_opt
 import pytest
 from click.testing import CliRunner
-from explain_models import byte_sum, embedding, linear, maps, pixels
+from explain_models import (
+    byte_sum,
+    colour_bytes,
+    embedding,
+    linear,
+    maps,
+    maps_and_scores,
+    pixels,
+)
 from onnx_opt import CheckError, RefusedError, UsageError
 from onnx_opt.tools.cli import main
 
@@ -41,6 +49,25 @@ def test_a_model_agrees_with_itself(method):
     assert [each["class"] for each in facts.by_sample] == [0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("rows", "options", "warned"),
+    [
+        (ROWS, {}, True),
+        # told to be classes
+        (ROWS, {"form": "class"}, False),
+        (ROWS[:1], {}, False),
+        (ROWS * [[1], [-1], [1]], {}, False),
+    ],
+)
+def test_one_class_alone_may_be_none(rows, options, warned):
+    model = linear(WEIGHTS)
+    data = {"x": rows.astype(np.float32)}
+    facts = explain(model, model, data, **options)
+    told = [words for words in facts.warnings if "taken for scores" in words]
+    assert len(told) == warned
+    assert facts.output["form"] == "class"
+
+
 def heat_of(facts, sample):
     (found,) = [each for each in facts["shown"] if each["sample"] == sample]
     return found["heat"]
@@ -72,6 +99,24 @@ def test_another_model_of_the_same_answers_agrees_less(method):
     assert facts.agreement["spearman"] < 0.5
     assert facts.agreement["spearman"] < facts.noise_floor["spearman"]
     assert facts.share["spearman"] < 0.9
+
+
+@pytest.mark.parametrize("method", ["occlusion", "lime", "shap", "ig"])
+def test_bytes_with_their_colours_last_are_explained_as_pixels(method):
+    """Heat is that of the same grey picture as floats, which has its colours first."""
+    weights = np.random.default_rng(1).random((12, 12))
+    grey = np.random.default_rng(2).integers(0, 256, (2, 12, 12)).astype(np.uint8)
+    floats = grey[:, None].astype(np.float32)
+    colours = np.repeat(grey[..., None], 3, axis=3)
+    options = {"method": method, "runs": 64, "form": "class"}
+    plain = pixels(weights)
+    first = explain(plain, plain, {"x": floats}, **options)
+    last = colour_bytes(weights)
+    found = explain(last, last, {"x": colours}, **options)
+    for index in range(2):
+        wanted = np.array(heat_of(first, index)["a"])
+        # the mean colour is rounded to bytes
+        assert heat_of(found, index)["a"] == pytest.approx(wanted, abs=0.03)
 
 
 def test_the_noise_floor_is_of_a_second_explanation():
@@ -234,7 +279,16 @@ def test_an_output_without_classes_is_refused(tmp_path):
     done = invoke("explain", model, model, "--data", data)
     assert done.exit_code == 3
     assert "error: output 'heat': has no classes" in done.stderr
-    assert "by --output" in done.stderr
+    # there is no other one to choose
+    assert "fix: explain a model that has scores of classes" in done.stderr
+
+
+def test_outputs_that_may_be_chosen_instead_are_named():
+    model = maps_and_scores()
+    images = np.ones((2, 3, 8, 8), np.float32)
+    with pytest.raises(RefusedError) as told:
+        explain(model, model, {"x": images}, output="heat")
+    assert told.value.fix == "choose another one by --output: scores float32 [1, 3]"
 
 
 def test_data_without_samples_is_refused(files, tmp_path):

@@ -76,6 +76,15 @@ def test_facts_are_a_mapping_with_attributes_and_tables(mlp):
         _ = facts.figure
 
 
+def test_verify_says_that_feeds_are_made_up(mlp):
+    facts = onnx_opt.verify(mlp, mlp)
+    (warning,) = facts.warnings
+    assert warning.startswith("data: none given: compared on synthetic feeds")
+    assert f"warning: {warning}" in " ".join(str(facts).split())
+    x = np.ones((4, 8), np.float32)
+    assert onnx_opt.verify(mlp, mlp, {"x": x}).warnings == []
+
+
 def test_verify_says_if_the_limits_are_met(mlp, tmp_path):
     pruned = onnx_opt.optimize(mlp, "prune(sparsity=0.5)", bench=False).model
     assert onnx_opt.verify(mlp, mlp, min_sqnr=100).within

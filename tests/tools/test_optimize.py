@@ -20,6 +20,7 @@ from onnx_opt.runtime.bench import PairedLatency
 from onnx_opt.tools._run import measure
 from onnx_opt.tools._run.drift import Reference
 from onnx_opt.tools._run.provenance import provenance, sha256_of
+from onnx_opt.tools.tables import result_tables
 from sample_models import CNN, model_from
 
 RANDOM = """
@@ -300,6 +301,57 @@ def test_latency_is_measured_unless_told_not_to(mlp):
     assert result.input.latency_ms > 0
     assert result.output.latency_ms > 0
     assert result.latency.low <= result.latency.median <= result.latency.high
+
+
+def test_the_account_says_how_many_samples_a_timed_run_holds(mlp):
+    data = [{"x": np.ones((count, 8), np.float32)} for count in (12, 3)]
+    result = optimize(mlp, "prune", data=data)
+    plain = json.loads(result.to_json())
+    assert plain["latency_samples"] == 12
+    label = result.hardware.label
+    assert f"on {label}; latency: 12 samples a run" in result_tables(result)
+
+
+@pytest.mark.parametrize(
+    ("batch", "warned"),
+    [
+        # the model takes no other number of samples
+        (8, False),
+        ("n", True),
+    ],
+)
+def test_a_result_that_is_slower_at_one_sample_is_told(
+    tmp_path, monkeypatch, batch, warned
+):
+    model = onnx.parser.parse_model(
+        f"""
+        <ir_version: 10, opset_import: ["" : 21]>
+        small (float[{batch}, 2] x) => (float[{batch}, 2] y)
+        <float[2, 2] w = {{1, 2, 3, 4}}> {{ y = MatMul (x, w) }}
+        """
+    )
+    path = tmp_path / "small.onnx"
+    onnx.save(model, path)
+    timed = []
+
+    def timing(one, other, feeds, *rule):
+        count = len(feeds[0]["x"])
+        timed.append(count)
+        slow = LatencyRatio(1.2, 1.25, 1.3)
+        fast = LatencyRatio(0.5, 0.5, 0.5)
+        return PairedLatency(4.0, 5.0, slow if count == 1 else fast)
+
+    monkeypatch.setattr(measure, "paired_latency", timing)
+    data = {"x": np.ones((8, 2), np.float32)}
+    result = optimize(path, "prune(sparsity=0.5)", data=data)
+    told = (
+        "latency: at one sample a run, the result is slower: 5 ms, 4 ms before "
+        "(ratio 1.25 (1.20 to 1.30))"
+    )
+    assert [w for w in result.warnings if w.startswith("latency")] == [told] * warned
+    assert timed == [8, 1][: 1 + warned]
+    # the figures are those of the batch
+    assert result.latency.median == 0.5
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,49 @@ def packed(wide):
     return path
 
 
+FEW = """
+<ir_version: 8, opset_import: ["" : 17]>
+few (float[batch, 64] x, int64[batch] ids) => (float[batch, 8] y)
+<float[6000, 64] table, float[64, 128] w1, float[128, 128] w2, float[128, 8] w3>
+{
+    e = Gather (table, ids)
+    s = Add (x, e)
+    a = MatMul (s, w1)
+    ar = Relu (a)
+    b = MatMul (ar, w2)
+    br = Relu (b)
+    y = MatMul (br, w3)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("passes", "told"),
+    [
+        ("quant(codebook, bits=2)", True),
+        ("quant(codebook, bits=2), pack", False),
+        # codes of these bits are stored in them by quant itself
+        ("quant(bits=4)", False),
+        ("quant", False),
+    ],
+)
+def test_few_bits_that_only_packing_would_store_are_told(tmp_path, passes, told):
+    path = tmp_path / "few.onnx"
+    onnx.save(model_from(FEW), path)
+    random = np.random.default_rng(0)
+    data = {
+        "x": random.standard_normal((64, 64)).astype(np.float32),
+        "ids": random.integers(0, 6000, 64),
+    }
+    result = unjudged(path, passes, data=data, bench=False)
+    words = [each for each in result.warnings if each.startswith("pack: ")]
+    assert len(words) == told
+    if told:
+        assert "24,576 weights of 2 bits are stored in 8" in words[0]
+        assert "2" not in result.output.bits
+    assert ("pack" in names(result)) == ("pack" in passes)
+
+
 def names(result):
     return [step.name for step in result.passes]
 

@@ -254,10 +254,10 @@ def test_the_recipe_makes_the_same_file_without_a_search(tuned, classifier, tmp_
 
 def test_without_labels_classes_must_stay(classifier):
     path, _, unlabelled = classifier
-    result = onnx_opt.tune(path, data=unlabelled, max_drop=0.1)
+    result = onnx_opt.tune(path, data=unlabelled, max_drop=0.015)
     assert "agreement" in result.search["measured_by"]
     assert result.metric["before"] == 1.0
-    assert result.metric["drop"] <= 0.1
+    assert result.metric["drop"] <= 0.015
 
 
 def test_what_judges_is_not_calibrated_on(classifier, monkeypatch):

@@ -1,9 +1,18 @@
 """Recipes that are held against the half of the data that the search did not see."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from onnx_opt import CheckError
+from onnx_opt.passes._core.pipeline import parse
+from onnx_opt.tools._run.settings import RunSettings
+from onnx_opt.tools._tune import verdict as verdict_module
 from onnx_opt.tools._tune.goal import Goal
 from onnx_opt.tools._tune.search import Searched
 from onnx_opt.tools._tune.trial import RecipeTrial
 from onnx_opt.tools._tune.verdict import MOST, candidates_of
+from onnx_opt.tools.tune import _judged
 
 GOAL = Goal("size", max_drop=0.01)
 
@@ -44,3 +53,28 @@ def test_without_sqnr_the_gentlest_is_the_one_that_loses_least() -> None:
 
 def test_nothing_fits_nothing_is_judged() -> None:
     assert candidates(trial(100, 10.0, drop=0.5)) == []
+
+
+def test_recipes_that_failed_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RunSettings(model=Path("m.onnx"), pipeline=parse("simplify"))
+    task = SimpleNamespace(settings=lambda recipe, half: settings, labelled=[])
+    asked = SimpleNamespace(recover=0.0, goal=GOAL)
+    failures = iter([CheckError("--max-drop", "worse by 0.02", "choose another")])
+
+    def run(settings: RunSettings) -> None:
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(verdict_module, "optimize_model", run)
+    monkeypatch.setattr(
+        verdict_module, "trial_of", lambda recipe, result: RecipeTrial(recipe)
+    )
+    found = Searched([trial(100, 20.0), trial(101, 21.0)])
+    warnings: list[str] = []
+
+    judged = _judged(settings, asked, GOAL, None, task, found, warnings)
+
+    assert judged.seen.bytes == 101
+    assert warnings == [
+        "tune: 'recipe 100' failed on data that the search did not see: --max-drop: worse by 0.02"
+    ]

@@ -25,6 +25,11 @@ def folder(tmp_path, monkeypatch):
             "onnx-opt m.onnx --passes quant",
         ),
         (
+            ["optimize", "m.onnx"],
+            "'optimize' is neither a command nor a file",
+            "onnx-opt m.onnx optimizes it",
+        ),
+        (
             ["m.onnx", "prune"],
             "unexpected extra argument (prune)",
             "write --passes prune",

@@ -202,6 +202,12 @@ def explained(
         warnings.append(
             f"the data has {len(samples)} samples; {request.samples} were asked for"
         )
+    if request.form is None and _is_one_class(aims):
+        warnings.append(
+            f"output '{target.output}': taken for scores of classes, of which every sample has the "
+            "same one: values of unequal scale look like that, too; if they are no classes, --as "
+            "embedding explains all of them together"
+        )
     whole = clock.whole()
     return Explained(
         request,
@@ -214,6 +220,12 @@ def explained(
         warnings,
         seconds=round(whole.seconds, 2),
     )
+
+
+def _is_one_class(aims: Sequence[Aim]) -> bool:
+    """True if all of several samples have the same class."""
+    classes = {aim.chosen for aim in aims}
+    return len(aims) > 1 and len(classes) == 1 and None not in classes
 
 
 def _all_samples(

@@ -40,9 +40,10 @@ class ExplainedInput:
         return tuple(shape[axis] for axis in self.axes)
 
     def spread(self, elements: np.ndarray, ndim: int) -> np.ndarray:
-        """Elements (V, *E) as something that goes with arrays (V, *sample) of `ndim` axes."""
+        """Elements (V, *E) as something that goes with arrays (V, *sample); `ndim`: of a sample."""
         own = {axis + 1 for axis in self.axes}
-        others = [axis for axis in range(1, ndim) if axis not in own]
+        # the first axis is that of variants
+        others = [axis for axis in range(1, ndim + 1) if axis not in own]
         return np.expand_dims(elements, tuple(others))
 
 

@@ -135,12 +135,20 @@ def _leads_clearly(row: Array) -> bool:
 
 
 def _no_classes(name: str, outputs: Mapping[str, Array]) -> RefusedError:
-    described = [f"{key} {_shape_text(value)}" for key, value in outputs.items()]
+    others = []
+    for key, value in outputs.items():
+        if key != name and _is_table(value):
+            others.append(f"{key} {_shape_text(value)}")
+    fix = (
+        "explain a model that has scores of classes, an embedding or one value for a sample; "
+        "onnx-opt verify A B compares any outputs"
+    )
+    if others:
+        fix = f"choose another one by --output: {', '.join(others)}"
     return RefusedError(
         f"output '{name}'",
         f"has no classes: it is {_shape_text(outputs[name])} for one sample",
-        "choose one with a score for each class by --output; the outputs are "
-        + ", ".join(described),
+        fix,
     )
 
 

@@ -23,10 +23,14 @@ Both chosen by hand; not measured.
 
 @dataclass(frozen=True)
 class Problem:
-    """Reason not to keep a model: a fault in it or, where not `is_fault`, a cost."""
+    """Reason not to keep a model: a fault in it or, where not `is_fault`, a cost.
+
+    `fix`: what a user can do; "" where that depends on the pass alone.
+    """
 
     text: str
     is_fault: bool = True
+    fix: str = ""
 
 
 class Judged(Protocol):

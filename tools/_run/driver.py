@@ -169,7 +169,8 @@ def _tell_of_harm(
     Gives the failure of the result; None where it has none.
     """
     failure = written.failure
-    harm = harm_of(judgement_of(run.settings, written.drift, written.metric))
+    judgement = judgement_of(run.settings, written.drift, written.metric, written.weak)
+    harm = harm_of(judgement)
     is_below = isinstance(failure, BelowFloor)
     if harm is None and not is_below:
         return failure
@@ -227,7 +228,8 @@ def _facts_of_result(
     # both were timed in turns, once the result was there
     latency = written.latency
     if latency is not None:
-        first, step = latency
+        first = latency.first
+        step = latency.step
         before = dataclasses.replace(before, latency_ms=first.first_ms)
         after = dataclasses.replace(after, latency_ms=first.second_ms)
         if step is not None:
@@ -241,6 +243,7 @@ def _facts_of_result(
         "passes": with_final_drift(steps, written.drift),
         "metric": written.metric,
         "latency": None if latency is None else latency.first.ratio,
+        "latency_samples": None if latency is None else latency.samples,
         "step_latency": _ratio_of_steps(written),
         "largest": largest_parts(written.constants, steps),
         "output_path": None if written.path is None else str(written.path),

@@ -58,10 +58,10 @@ class VerificationInputs:
     `open(path, optimize=True)`: opens a model file in the worker, on the provider that verifies it.
     `provider`: that of the target; None where it is not here. `on_target`: this CPU is one that the
     result is made for, so that its timings decide something. `calibration`: the user's feeds,
-    without those held out. `labelled`: data for the metric. `run_metric`, `baseline`: the metric,
-    and the original's score; None where none was asked for. `reference`: None where nothing can be
-    compared. `drift_on`: data of the reference; None without one. `step_feeds`: of one token behind
-    the first of `latency_feeds`, of a model with a cache.
+    without those held out. `labelled`: data for the metric, or to compare outputs on without one.
+    `run_metric`, `baseline`: the metric, and the original's score; None where none was asked for.
+    `reference`: None where nothing can be compared. `drift_on`: data of the reference; None without
+    one. `step_feeds`: of one token behind the first of `latency_feeds`, of a model with a cache.
     """
 
     open: Callable[..., Session]
@@ -95,10 +95,16 @@ def gather_inputs(run: Run, original: Original, model: ir.Model) -> Verification
     with step("open the data"):
         if settings.data is not None:
             calibration = open_feeds(settings.data, infos, settings.folder, outputs)
-        if settings.metric is not None:
+        if settings.metric is not None or settings.eval_data is not None:
             labelled = open_feeds(
                 settings.labelled_data, infos, settings.folder, outputs
             )
+    if settings.metric is None and settings.eval_data is not None:
+        run.reporter.warn(
+            "--eval-data",
+            "nothing says what to measure on it: outputs are compared on it, but its labels are "
+            "not used; --metric scores them",
+        )
     target = target_named(settings.target)
     # a worker would only be started for this
     runs_models = original.is_run or settings.metric is not None

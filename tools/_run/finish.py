@@ -18,7 +18,7 @@ from ...passes._core.stats import model_macs
 from ...passes._core.stored import StoredConstant, bits_by_count, stored_constants
 from ...passes._core.versions import LeastVersions, lower_versions, lowers_opset
 from ...runtime.compare import Drift
-from ...runtime.drift_words import ON_DATA, ON_SYNTHETIC, worst_word
+from ...runtime.drift_words import ON_DATA, ON_SYNTHETIC, weak_output, worst_word
 from ...runtime.held_outputs import HeldOutputs
 from ...runtime.session import Session, open_session
 from ...runtime.token_floor import token_problem
@@ -78,6 +78,7 @@ class Written:
     changes: tuple[str, ...] = ()
     drift: Drift | None = None
     word: str | None = None
+    weak: str | None = None
     metric: dict[str, Any] | None = None
     latency: Latencies | None = None
     path: Path | None = None
@@ -291,7 +292,7 @@ def _judge(
         with run.reporter.progress("zip"):
             figures.zipped_bytes = zipped_bytes(path, model)
     _warn_if_larger(run, original.figures.bytes, figures.bytes)
-    drift = metric = latency = failure = word = below = None
+    drift = metric = latency = failure = word = weak = below = None
     if inputs.reference is not None:
         with run.reporter.progress("compare outputs"):
             outputs = inputs.reference.outputs(path)
@@ -301,6 +302,7 @@ def _judge(
         choices = choices_of(inputs.reference.original, outputs)
         usual = ON_SYNTHETIC if inputs.drift_on == "synthetic feeds" else ON_DATA
         word = worst_word(parts, choices, usual)
+        weak = weak_output(parts, choices, usual)
         floor = None if product.is_exact else floor_of(run.settings, usual)
         if floor is not None:
             below = floor.problem(parts, choices)
@@ -342,6 +344,7 @@ def _judge(
         product.changes,
         drift,
         word,
+        weak,
         metric,
         latency,
         failure=failure,

@@ -6,11 +6,14 @@ import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
-from ... import RefusedError
+from ... import OnnxOptError, RefusedError
+from ...passes._core.latency import SLOWER
 from ...runtime.bench import PairedLatency, brief_latency, is_large, paired_latency
+from ...runtime.held_outputs import Arrays
 from ...runtime.optimized import optimized_nodes
 from ...runtime.session import Session
 from ...runtime.worker import RemoteError, WorkerDied
+from .drift import sample_count
 from .evidence import VerificationInputs
 from .run import Run
 
@@ -18,11 +21,12 @@ from .run import Run
 class Latencies(NamedTuple):
     """Latencies of the original and the result: of the first feed, and of one token behind it.
 
-    `step`: None for a model without a cache.
+    `step`: None for a model without a cache. `samples`: that the first feed holds.
     """
 
     first: PairedLatency
     step: PairedLatency | None
+    samples: int
 
 
 def measure_latency(
@@ -51,15 +55,58 @@ def measure_latency(
                 timed = brief_latency if is_brief else paired_latency
                 first = timed(one, other, inputs.latency_feeds)
                 step = None
+                single = None
                 if inputs.step_feeds:
                     step = timed(one, other, inputs.step_feeds)
+                elif not is_brief and not is_large(before) and not _is_slower(first):
+                    single = _single_sample_latency(inputs, one, other)
     except (RefusedError, WorkerDied) as error:
         run.reporter.warn("bench", f"latency was not measured: {error.problem}")
         return None
     _warn_if_slower(run, inputs, first, "the result")
     if step is not None:
         _warn_if_slower(run, inputs, step, "a one-token step of the result")
-    return Latencies(first, step)
+    # what is undecided there is no reason to time it longer
+    if single is not None and _is_slower(single):
+        _warn_if_slower(run, inputs, single, "at one sample a run, the result")
+    samples = sample_count(inputs.latency_feeds[0])
+    return Latencies(first, step, samples)
+
+
+def _single_sample_latency(
+    inputs: VerificationInputs, one: Session, other: Session
+) -> PairedLatency | None:
+    """Latencies of one sample where a run of the data holds several: integers pay off later.
+
+    None for a model that takes none alone.
+    """
+    feeds = _single_sample(inputs.latency_feeds[0], one)
+    if feeds is None:
+        return None
+    try:
+        return paired_latency(one, other, [feeds], SLOWER, True)
+    except OnnxOptError:
+        return None
+
+
+def _single_sample(feeds: Arrays, session: Session) -> Arrays | None:
+    """The first sample of a batch; None of a batch of one, or of a length that the model fixes."""
+    count = sample_count(feeds)
+    if count == 1:
+        return None
+    single = {**feeds}
+    for info in session.inputs:
+        array = feeds.get(info.name)
+        if array is None or not array.ndim or len(array) != count:
+            continue
+        if isinstance(info.shape[0], int):
+            return None
+        single[info.name] = array[:1]
+    return single
+
+
+def _is_slower(found: PairedLatency) -> bool:
+    return found.ratio is not None and found.ratio.verdict() == "slower"
 
 
 def _warn_if_slower(

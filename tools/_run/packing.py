@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import onnx_ir as ir
 
 from ...frontends.onnx_file import save
+from ...passes._core.stored import bits_by_count, stored_constants
 from ...passes._core.targets import TARGETS
 from ...passes.pack import Pack
 from ...passes.unpack import Unpack, without_packing
@@ -26,6 +29,12 @@ LEAST_SAVING = 0.05
 
 Chosen by hand; not measured.
 """
+
+BYTE = 8
+"""Bits of the smallest elements that integer kernels read."""
+
+_FEW_BITS = re.compile(r"weights_([1-7])_bit")
+"""Stat of weights with fewer."""
 
 
 def end_packed(
@@ -46,7 +55,10 @@ def end_packed(
     """
     if _is_due(run, original):
         pack = Pack()
+        count = len(checked.steps)
         checked = run_step(run, verifier, context, checked, pack, is_worth=_pays)
+        if len(checked.steps) == count:
+            _warn_of_wide_codes(run, checked)
     if not checked.steps:
         return checked
     *earlier, last = checked.steps
@@ -82,6 +94,38 @@ def _is_due(run: Run, original: Original) -> bool:
             f"{settings.target} unpacks constants once, while it loads",
         )
     return folds
+
+
+def _warn_of_wide_codes(run: Run, checked: Checked) -> None:
+    """Tell of weights that a pass gave few bits, and that only packing would store in these."""
+    few = _few_bits(checked)
+    if not few:
+        return
+    stored = bits_by_count(stored_constants(checked.model))
+    least = min(stored, key=int, default="0")
+    if int(least) < BYTE:
+        return
+    widths = sorted(few)
+    asked = " or ".join(map(str, widths))
+    unit = "bit" if asked == "1" else "bits"
+    run.reporter.warn(
+        "pack",
+        f"{few.total():,} weights of {asked} {unit} are stored in {BYTE}: packing them saves less "
+        f"than {LEAST_SAVING:.0%} of the file; 'pack' at the end of --passes packs them all the "
+        "same",
+    )
+
+
+def _few_bits(checked: Checked) -> Counter[int]:
+    """Number of weights by the bits that passes gave them, of those below 8."""
+    few = Counter[int]()
+    for step in checked.steps:
+        for name, value in step.stats.items():
+            found = _FEW_BITS.fullmatch(name)
+            if found is not None:
+                width = int(found[1])
+                few[width] += int(value)
+    return few
 
 
 def _loads(run: Run, inputs: VerificationInputs, checked: Checked) -> dict[str, float]:

@@ -17,7 +17,7 @@ from ..console import finite
 from .clock import TimedStep
 from .figures import Figures
 
-SCHEMA = "1.1"
+SCHEMA = "1.2"
 """Version of the JSON form: within 1.x fields are added, and none is renamed or removed."""
 
 
@@ -134,9 +134,11 @@ class RunAccount:
     hardware: Hardware | None = None
     """The CPU whose latency and integer kernels the figures are of."""
     latency: LatencyRatio | None = None
+    """Ratio of latencies, after to before, with its interval; None where they were not measured."""
+    latency_samples: int | None = None
+    """Samples of a timed run: of the first feed."""
     step_latency: LatencyRatio | None = None
     """The same of a one-token step, of a model with a cache."""
-    """Ratio of latencies, after to before, with its interval; None where they were not measured."""
     time: TimedStep = field(default_factory=lambda: TimedStep("run"))
     """Wall and CPU seconds of the run and of its steps."""
     versions: dict[str, str | None] = field(default_factory=dict)
@@ -174,6 +176,8 @@ class RunAccount:
             "warnings": self.warnings,
             "output_path": self.output_path,
         }
+        if self.latency_samples is not None:
+            fields["latency_samples"] = self.latency_samples
         if self.step_latency is not None:
             fields["step_latency"] = _latency(self.step_latency)
         if self.loss is not None:

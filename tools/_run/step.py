@@ -205,13 +205,17 @@ def tried(
     return PassAttempt(model, outcome, verification, seconds, context.float_form, error)
 
 
+LEAVE_OUT = "leave this pass out, or exclude the part of the model that it names"
+"""Advice where a problem has none of its own."""
+
+
 def _refuse(run: Run, pass_: Pass, problem: Problem) -> None:
     """Errors: CheckError for the fault of a lossy pass, or of any with `strict`."""
     if problem.is_fault and (pass_.effect == "lossy" or run.settings.strict):
         raise CheckError(
             str(pass_),
             problem.text,
-            "leave this pass out, or exclude the part of the model that it names",
+            problem.fix or LEAVE_OUT,
         )
 
 

@@ -42,11 +42,15 @@ class AnsweredBy:
             yield batch.feeds, labels
 
 
-def add_answers(unanswered: AnsweredBy, session: Session, output: str | None) -> None:
+def add_answers(
+    unanswered: AnsweredBy, session: Session, output: str | None, max_drop: float
+) -> None:
     """Take the classes that the original says for labels.
 
-    `output`: the one that holds scores of classes, by default the first. Errors: UsageError where
-    it is no table of scores (N, C), or where none of its values leads as that of a class does.
+    `output`: the one that holds scores of classes, by default the first. `max_drop`: share of rows
+    that may change their class. Errors: UsageError where it is no table of scores (N, C), where
+    none of its values leads as that of a class does, or where the same one leads so often that an
+    answer which is always the same changes no more rows: so it is with targets of unequal scale.
     """
     meter = ChoiceMeter()
     name = output or ""
@@ -56,19 +60,30 @@ def add_answers(unanswered: AnsweredBy, session: Session, output: str | None) ->
         scores = np.asarray(outputs[name])
         is_table = scores.ndim == 2 and scores.dtype.kind == "f" and scores.shape[1] > 1
         if not is_table:
-            raise _no_classes(name)
+            raise _no_classes(name, NOT_AMONG_CLASSES)
         meter.update({name: scores}, {name: scores})
         chosen = scores.argmax(axis=1)
         unanswered.answers.append(chosen.astype(np.int64))
     choices = meter.per_output().get(name)
     if choices is None or choices.agreement is None:
-        raise _no_classes(name)
+        raise _no_classes(name, NOT_AMONG_CLASSES)
+    commonest = choices.constant
+    least = 1 - max_drop
+    if commonest >= least:
+        raise _no_classes(
+            name,
+            f"has its largest value at the same place in {commonest:.1%} of its rows: an answer "
+            f"that is always the same would keep {max_drop:g}",
+        )
 
 
-def _no_classes(output: str) -> UsageError:
+NOT_AMONG_CLASSES = "does not choose among classes, one row a sample"
+
+
+def _no_classes(output: str, why: str) -> UsageError:
     return UsageError(
         "--max-drop",
         "without labels it is the share of rows that change their class, but output "
-        f"'{output}' does not choose among classes, one row a sample",
-        "give --min-sqnr instead, or labels and --metric",
+        f"'{output}' {why}",
+        "give --min-sqnr 20 instead, or labels and --metric",
     )

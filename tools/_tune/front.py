@@ -29,16 +29,33 @@ def keeps_accuracy(
     if trial.failure:
         return False
     if goal.max_drop is not None:
-        drop = likely_drop(trial, others)
-        if drop is None:
-            return False
-        judged = drop.value + CAUTION * drop.error
-        if not judged - slack <= goal.max_drop:
+        drop = cautious_drop(trial, others)
+        if drop is None or not drop - slack <= goal.max_drop:
             return False
     # no noise at all has no SQNR
     if goal.min_sqnr is None or trial.sqnr_db is None:
         return True
     return trial.sqnr_db >= goal.min_sqnr
+
+
+def cautious_drop(trial: RecipeTrial, others: Sequence[RecipeTrial]) -> float | None:
+    """Drop that a trial is held to: the likely one, and what is to spare. None where it has none.
+
+    `others`: as `keeps_accuracy` takes them.
+    """
+    drop = likely_drop(trial, others)
+    if drop is None:
+        return None
+    return drop.value + CAUTION * drop.error
+
+
+def looks_within(trial: RecipeTrial, goal: Goal) -> bool:
+    """True if the figures that a trial shows keep the goal, whatever chance had in them."""
+    if not keeps_cost(trial, goal):
+        return False
+    if goal.max_drop is None:
+        return keeps_accuracy(trial, goal)
+    return trial.drop is not None and trial.drop <= goal.max_drop
 
 
 def is_beyond(trial: RecipeTrial, goal: Goal) -> bool:
@@ -79,13 +96,16 @@ def loss_of(trial: RecipeTrial) -> float:
     return -trial.sqnr_db if trial.sqnr_db is not None else float("-inf")
 
 
-def front_of(trials: Sequence[RecipeTrial]) -> list[RecipeTrial]:
-    """Trials that no other beats in bytes, MACs, latency and accuracy, the smallest first."""
+def front_of(trials: Sequence[RecipeTrial], chosen: str = "") -> list[RecipeTrial]:
+    """Trials that no other beats in bytes, MACs, latency and accuracy, the smallest first.
+
+    `chosen`: a recipe whose trial is among them in any case.
+    """
     sound = [trial for trial in trials if not trial.failure and trial.bytes is not None]
     kept = []
     for trial in sound:
         beaten = [other for other in sound if _beats(other, trial)]
-        if not beaten:
+        if not beaten or trial.recipe == chosen:
             kept.append(trial)
     return sorted(kept, key=lambda trial: trial.bytes or 0)
 

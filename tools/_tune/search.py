@@ -52,12 +52,14 @@ At 30 dB more nearly all layers stay float. Chosen by hand.
 class Searched:
     """All trials so far; `slack`: as `keeps_accuracy` takes it.
 
-    `is_cut_short`: the time was up.
+    `is_cut_short`: the time was up. `missed`: recipes that failed on the unseen half, each with the
+    reason.
     """
 
     trials: list[RecipeTrial] = field(default_factory=list)
     slack: float = 0.0
     is_cut_short: bool = False
+    missed: dict[str, str] = field(default_factory=dict)
 
     def keeps_accuracy(self, trial: RecipeTrial, goal: Goal) -> bool:
         """True if a trial loses no more than the goal allows, as far as all of them tell."""
@@ -116,15 +118,32 @@ class RecipeSearch:
                 break
             if self._is_late(found):
                 break
-            targets = _between(low, high, ROUND if number == 0 else ROUND - 1)
+            targets = _between(
+                low,
+                high,
+                ROUND if number == 0 else ROUND - 1,
+            )
             proposals = [family.proposal(target) for target in targets]
             tried = self._try_proposals(found, proposals)
             pairs = list(zip(targets, tried, strict=True))
-            low, high = self._narrowed(low, high, pairs, found)
+            low, high = self._narrowed(
+                low,
+                high,
+                pairs,
+                found,
+            )
         if self.goal.objective == "size" and self.goal.limits_accuracy:
-            self._try_smaller(found, family, low)
+            self._try_smaller(
+                found,
+                family,
+                low,
+            )
         if self.goal.max_bytes is not None and not self.goal.limits_accuracy:
-            self._try_within(found, family, self.goal.max_bytes)
+            self._try_within(
+                found,
+                family,
+                self.goal.max_bytes,
+            )
 
     def _is_late(self, found: Searched) -> bool:
         """True if the time is up, which `found` then tells."""

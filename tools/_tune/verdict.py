@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ... import CheckError
@@ -25,14 +24,12 @@ MOST = 4
 class JudgedRecipe:
     """A recipe that keeps the goal on both halves.
 
-    `result`: its run. `seen`, `unseen`: its figures on either half. `missed`: better recipes that
-    failed on the unseen half, each with the reason.
+    `result`: its run. `seen`, `unseen`: its figures on either half.
     """
 
     result: RunResult
     seen: RecipeTrial
     unseen: RecipeTrial
-    missed: list[tuple[RecipeTrial, str]] = field(default_factory=list)
 
 
 def verdict(
@@ -44,10 +41,10 @@ def verdict(
 ) -> JudgedRecipe:
     """Judge the best recipes until one keeps the goal; nothing is written.
 
-    `settings`: those of the result. `recovered`: a recipe that trains, and comes first; no trial
-    was made of it. Errors: CheckError where none keeps it: the nearest is named.
+    `settings`: those of the result. `found`: is told which recipes failed. `recovered`: a recipe
+    that trains, and comes first; no trial was made of it. Errors: CheckError where none keeps it:
+    the nearest is named.
     """
-    missed: list[tuple[RecipeTrial, str]] = []
     candidates = candidates_of(found, goal)
     if recovered is not None:
         candidates.insert(0, RecipeTrial(recovered))
@@ -63,14 +60,14 @@ def verdict(
         try:
             result = optimize_model(final)
         except CheckError as error:
-            missed.append((trial, f"{error.where}: {error.problem}"))
+            found.missed[trial.recipe] = f"{error.where}: {error.problem}"
             continue
         unseen = _on_unseen(trial, result, task)
         problem = _problem(unseen, goal)
         if problem is None:
-            return JudgedRecipe(result, trial, unseen, missed)
-        missed.append((trial, problem))
-    raise _impossible(goal, found, missed)
+            return JudgedRecipe(result, trial, unseen)
+        found.missed[trial.recipe] = problem
+    raise _impossible(goal, found)
 
 
 def candidates_of(found: Searched, goal: Goal) -> list[RecipeTrial]:
@@ -117,9 +114,7 @@ def _problem(unseen: RecipeTrial, goal: Goal) -> str | None:
     return None
 
 
-def _impossible(
-    goal: Goal, found: Searched, missed: Sequence[tuple[RecipeTrial, str]]
-) -> CheckError:
+def _impossible(goal: Goal, found: Searched) -> CheckError:
     """Error where no recipe keeps the budget, with the one that comes nearest."""
     sound = [trial for trial in found.trials if not trial.failure]
     limits = ", ".join(f"{key}={value:g}" for key, value in goal.as_dict().items())
@@ -130,15 +125,17 @@ def _impossible(
             f"no recipe could be run: {reasons}",
             "mend what is named, then search again",
         )
-    if goal.limits_accuracy and missed:
-        nearest, reason = missed[-1]
+    if goal.limits_accuracy and found.missed:
+        *_, recipe = found.missed
+        reason = found.missed[recipe]
         words = f"on data that the search did not see: {reason}"
     else:
         nearest = min(sound, key=lambda trial: _distance(trial, goal))
+        recipe = nearest.recipe
         words = _in_words(nearest)
     return CheckError(
         "tune",
-        f"no recipe of {len(sound)} keeps {limits}: the nearest is '{nearest.recipe}' ({words})",
+        f"no recipe of {len(sound)} keeps {limits}: the nearest is '{recipe}' ({words})",
         "give a wider budget; or take this recipe: --passes with the text above",
     )
 

@@ -105,6 +105,7 @@ def compare(
         feeds = feeds_for(first.session, data, seed)
         bounds = ON_SYNTHETIC if data is None else ON_DATA
         found = compared(worker, first, second, Closeness(atol, rtol, bounds), feeds)
+        found = dataclasses.replace(found, is_made_up=data is None)
         if metric is None:
             return found
         scores = scored_side_by_side(first.session, second.session, data, metric)

@@ -64,7 +64,7 @@ function runCards(account) {
     beforeAfterCard("Size", input.bytes, output.bytes, bytesText, [
       isKnown(output.zipped_bytes) ? `${bytesText(output.zipped_bytes)} in a zip archive` : "",
     ]),
-    latencyCard("Latency", input.latency_ms, output.latency_ms, account.latency, hardware),
+    latencyCard("Latency", input.latency_ms, output.latency_ms, account.latency, hardware, account.latency_samples),
     isKnown(output.step_ms)
       ? latencyCard("Latency: one token", input.step_ms, output.step_ms, account.step_latency, hardware)
       : null,
@@ -77,10 +77,11 @@ function runCards(account) {
   ];
 }
 
-function latencyCard(title, before, after, ratio, hardware) {
+function latencyCard(title, before, after, ratio, hardware, samples) {
   if (!isKnown(after)) return card(title, "not measured", "", ["--no-bench was given, or the run did not come to it"], "unknown");
   const interval = ratio ? `${digits(ratio.ratio)} of before; 95 % interval ${digits(ratio.low)} to ${digits(ratio.high)}: ${ratio.verdict}` : "";
-  return card(title, millisecondsText(after), `before ${millisecondsText(before)}`, [interval, hardware ? `on ${hardware.label}` : ""]);
+  const batch = isKnown(samples) ? `a run of ${countText(samples)} ${samples === 1 ? "sample" : "samples"}` : "";
+  return card(title, millisecondsText(after), `before ${millisecondsText(before)}`, [batch, interval, hardware ? `on ${hardware.label}` : ""]);
 }
 
 function metricCard(account) {
@@ -263,6 +264,7 @@ function tuneSection(tune) {
         { title: "Recipe", key: "recipe", cell: (point) => el("code", {}, point.recipe), wide: true },
         ...costs.map(([key, words, text]) => ({ title: words, key, text, number: true })),
         { title: "Metric", key: "metric", text: digits, number: true },
+        ...(front.some((point) => isKnown(point.reason)) ? [{ title: "Not taken because", key: "reason", wide: true }] : []),
       ],
       front,
       { caption: "The front" },
