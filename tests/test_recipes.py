@@ -177,4 +177,4 @@ def test_every_recipe_has_a_command_and_a_figure():
         assert "```sh\nonnx-opt " in part
         # a figure has a decimal point; then what to watch
         assert re.search(r"\d\.\d", part.partition("```\n")[2])
-        assert "\nWatch: " in part
+        assert "\nWatch:" in part
