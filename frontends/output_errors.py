@@ -214,11 +214,7 @@ class _Estimator:
         with torch.no_grad():
             for name in self.made:
                 like = values[name]
-                stacked[name] = _stacked(
-                    name,
-                    projections,
-                    like,
-                )
+                stacked[name] = _stacked(name, projections, like)
             for change, layer in zip(self.changed, self.layers, strict=True):
                 column = columns[change]
                 read = {name: values[name] for name in layer.provenance.inputs}

@@ -95,11 +95,7 @@ def load_state_dict(
     entries = read_state(state)
     constants = constants_of(model)
     names = {constant.name for constant in constants}
-    _refuse_folded(
-        entries,
-        names,
-        where,
-    )
+    _refuse_folded(entries, names, where)
     weights: State = {}
     ignored: list[str] = []
     for name, tensor in entries.items():
@@ -109,19 +105,11 @@ def load_state_dict(
             ignored.append(name)
     shapes = {name: tuple(tensor.shape.numpy()) for name, tensor in weights.items()}
     plan = plan_matches(constants, shapes)
-    loaded = Loaded(
-        ignored=ignored,
-        unused=plan.unused,
-        kept=plan.kept,
-    )
+    loaded = Loaded(ignored=ignored, unused=plan.unused, kept=plan.kept)
     for match in plan.matches:
         row = (match.constant.name, match.entry, match.how, match.transposed)
         loaded.loaded.append(row)
-    _find_tied(
-        loaded,
-        plan,
-        weights,
-    )
+    _find_tied(loaded, plan, weights)
     if (loaded.incomplete and not partial) or not plan.matches:
         raise _incomplete(loaded, where, _is_quantized(model))
     for match in plan.matches:

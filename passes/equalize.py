@@ -132,11 +132,7 @@ class LayerPair:
         logs[used] = 0.5 * difference
         if np.abs(logs).max() < SETTLED:
             return False
-        limited = np.clip(
-            logs,
-            -LARGEST_LOG,
-            LARGEST_LOG,
-        )
+        limited = np.clip(logs, -LARGEST_LOG, LARGEST_LOG)
         step = np.exp(limited)
         # what one layer gives up the other takes: the product of both stays
         groups_of_first = len(first)

@@ -316,29 +316,17 @@ def _check_criteria(options: Prune) -> None:
         chosen.insert(0, f"pattern={options.pattern}")
     if len(chosen) > 1:
         first, second = chosen[:2]
-        _refuse(
-            _name_in(first),
-            f"{first} contradicts {second}",
-            "keep one of them",
-        )
+        _refuse(_name_in(first), f"{first} contradicts {second}", "keep one of them")
     by_layer = options.pattern or options.allocation not in (AUTO, "uniform")
     if options.select == "max" and by_layer:
-        _refuse(
-            "select",
-            f"max contradicts {chosen[0]}",
-            "keep one of them",
-        )
+        _refuse("select", f"max contradicts {chosen[0]}", "keep one of them")
     # both put zeros where they cost least, whatever else would rank them
     for option in ("size", "min_sqnr"):
         value = getattr(options, option)
         rankings = _rankings(options)
         if value is not None and rankings:
             problem = f"{option}={value} contradicts {rankings[0]}"
-            _refuse(
-                option,
-                problem,
-                "keep one of them, or give a sparsity",
-            )
+            _refuse(option, problem, "keep one of them, or give a sparsity")
 
 
 def _check_by_name(options: Prune) -> None:

@@ -255,33 +255,15 @@ def _for_activations(
     gains = []
     for others, held in left_out(seen):
         # factors made without the folds that judge them
-        factors = _factors(
-            others,
-            weights,
-            alpha,
-        )
-        before = noise(
-            others,
-            held,
-            unscaled,
-            energy,
-        )
-        after = noise(
-            others,
-            held,
-            factors,
-            energy,
-        )
+        factors = _factors(others, weights, alpha)
+        before = noise(others, held, unscaled, energy)
+        after = noise(others, held, factors, energy)
         gain = 0.0
         if before > 0 and after > 0:
             bels = np.log10(before / after)
             gain = 10 * float(bels)
         gains.append(gain)
-    factors = _factors(
-        seen,
-        weights,
-        alpha,
-    )
+    factors = _factors(seen, weights, alpha)
     return Smoothing(factors, min(gains))
 
 

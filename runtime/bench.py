@@ -202,12 +202,7 @@ class _Pair:
             runs: dict[int, NDArray[np.float64]] = {}
             for index in order:
                 other = pair[1 - index]
-                runs[index] = self._runs(
-                    pair[index],
-                    other,
-                    own_seconds,
-                    own_least,
-                )
+                runs[index] = self._runs(pair[index], other, own_seconds, own_least)
             rounds = min(len(own) for own in runs.values())
             part = np.stack([runs[0][:rounds], runs[1][:rounds]])
             parts.append(part)

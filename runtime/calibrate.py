@@ -324,11 +324,7 @@ def bin_counts(
     # lanes pay only where there are values to fill them, and numbers for all their bins
     if LANES * bins > min(flat.size, _CODES):
         lanes = 1
-    offsets = _lane_offsets(
-        BLOCK,
-        lanes,
-        bins,
-    )
+    offsets = _lane_offsets(BLOCK, lanes, bins)
     size = min(BLOCK, flat.size)
     # scratch arrays of all blocks
     all_scaled = np.empty(size, flat.dtype)
@@ -343,33 +339,17 @@ def bin_counts(
         scaled = all_scaled[:length]
         short = all_short[:length]
         index = all_index[:length]
-        np.multiply(
-            block,
-            scale,
-            out=scaled,
-        )
+        np.multiply(block, scale, out=scaled)
         if negative:
             # not by truncating a shifted value: tiny negatives would be rounded up to zero
             np.floor(scaled, out=scaled)
-        np.copyto(
-            short,
-            scaled,
-            casting="unsafe",
-        )
+        np.copyto(short, scaled, casting="unsafe")
         code = short.view(np.uint16)
         zero_bins = offsets[:length]
         # modulo 2^16, which is what makes negative numbers right
-        np.add(
-            code,
-            zero_bins,
-            out=code,
-        )
+        np.add(code, zero_bins, out=code)
         np.copyto(index, code)
-        np.add.at(
-            counts,
-            index,
-            1,
-        )
+        np.add.at(counts, index, 1)
     by_lane = counts.reshape(lanes, bins)
     total: NDArray[np.int64] = by_lane.sum(0)
     return total

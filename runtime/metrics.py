@@ -242,11 +242,7 @@ def _top(k: int) -> Callable[[Iterable[Pair]], MetricScore]:
                 predicted.update(np.unique(outputs[0]).tolist())
                 wanted.update(np.unique(labels).tolist())
                 continue
-            scores, truth = _scores_and_classes(
-                outputs,
-                labels,
-                name,
-            )
+            scores, truth = _scores_and_classes(outputs, labels, name)
             before = _ranked_before(scores, truth)
             parts.append(before < k)
             classes = scores.shape[1]
@@ -255,12 +251,7 @@ def _top(k: int) -> Callable[[Iterable[Pair]], MetricScore]:
         strangers = ""
         if predicted and predicted.isdisjoint(wanted):
             strangers = f"labels are {_few(wanted)}, predictions {_few(predicted)}"
-        return MetricScore(
-            int(np.sum(hits)) / total,
-            hits,
-            classes,
-            strangers,
-        )
+        return MetricScore(int(np.sum(hits)) / total, hits, classes, strangers)
 
     return score
 

@@ -90,17 +90,9 @@ def scores_next(session: Session, feeds: Arrays, tokens: str, logits: str) -> bo
         return False
     other = ids.copy()
     # ids that every vocabulary has
-    other[:, -1] = np.where(
-        ids[:, -1] == 0,
-        1,
-        0,
-    )
+    other[:, -1] = np.where(ids[:, -1] == 0, 1, 0)
     rows = range(ids.shape[1] - 1)
-    after = session.run_rows(
-        {**feeds, tokens: other},
-        logits,
-        rows,
-    )
+    after = session.run_rows({**feeds, tokens: other}, logits, rows)
     unchanged = before[:, :-1].astype(np.float32)
     difference = np.abs(after - unchanged)
     largest = np.abs(unchanged).max()

@@ -154,37 +154,17 @@ def _name(
     model = result.model
     graph = model.graph
     given = tensors_in(source.args, source.kwargs)
-    _check_tensor_count(
-        "inputs",
-        len(given),
-        len(graph.inputs),
-        source.where,
-    )
+    _check_tensor_count("inputs", len(given), len(graph.inputs), source.where)
     returned = tensors_in(outputs)
-    _check_tensor_count(
-        "outputs",
-        len(returned),
-        len(graph.outputs),
-        source.where,
-    )
-    name_values(
-        graph.inputs,
-        input_names,
-        model,
-        "input_names",
-    )
+    _check_tensor_count("outputs", len(returned), len(graph.outputs), source.where)
+    name_values(graph.inputs, input_names, model, "input_names")
     taken = {value.name for value in graph.inputs}
     defaults = [
         f"{name}_out" if name in taken else name
         for name in default_output_names(outputs)
     ]
     all_output_names = [*output_names, *defaults[len(output_names) :]]
-    name_values(
-        graph.outputs,
-        all_output_names,
-        model,
-        "output_names",
-    )
+    name_values(graph.outputs, all_output_names, model, "output_names")
     result.warnings += name_dims(model, axes)
     dims = [name or "" for name in symbolic_axes(model).values()]
     result.dims = list(dict.fromkeys(dims))

@@ -117,46 +117,26 @@ def _image(config: Any) -> Any:
 def _text(
     parameters: Mapping[str, Any], config: Any
 ) -> tuple[dict[str, Any], DimNames]:
-    vocabulary = getattr(
-        config,
-        "vocab_size",
-        None,
-    )
+    vocabulary = getattr(config, "vocab_size", None)
     if not vocabulary:
         text_config = config.get_text_config()
         vocabulary = text_config.vocab_size
     lowest = min(SPECIAL_TOKENS, vocabulary - 1)
     shape = (BATCH, LENGTH)
-    ids = torch.randint(
-        lowest,
-        vocabulary,
-        shape,
-    )
+    ids = torch.randint(lowest, vocabulary, shape)
     mask = torch.ones(shape, dtype=torch.int64)
     # some padding, so that the comparison with torch sees the mask at work
     mask[-1, LENGTH - 2 :] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}
-    types = getattr(
-        config,
-        "type_vocab_size",
-        0,
-    )
+    types = getattr(config, "type_vocab_size", 0)
     if "token_type_ids" in parameters and types > 1:
         inputs["token_type_ids"] = torch.zeros(shape, dtype=torch.int64)
     axes = {name: {0: "batch", 1: "sequence"} for name in inputs}
-    is_encoder_decoder = getattr(
-        config,
-        "is_encoder_decoder",
-        False,
-    )
+    is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
     if is_encoder_decoder and "decoder_input_ids" in parameters:
         # another length than the encoder's: the two dims are independent
         decoder_shape = (BATCH, LENGTH - 1)
-        decoder_ids = torch.randint(
-            lowest,
-            vocabulary,
-            decoder_shape,
-        )
+        decoder_ids = torch.randint(lowest, vocabulary, decoder_shape)
         inputs["decoder_input_ids"] = decoder_ids
         axes["decoder_input_ids"] = {0: "batch", 1: "decoder_sequence"}
     known = [name for name in inputs if name in parameters]

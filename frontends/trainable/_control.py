@@ -380,11 +380,7 @@ def _finish(
     stack = program.shared("stack", stack_scan)
     finals = carried.finals(results)
     for value, final in zip(node.outputs, finals, strict=False):
-        writer.define(
-            value,
-            final,
-            scope,
-        )
+        writer.define(value, final, scope)
     for place, scan in enumerate(carried.scans):
         index = place + len(finals)
         known = _either(scan, results[index])
@@ -396,11 +392,7 @@ def _finish(
         program.line(f"{scan} = {stack}({arguments})")
         if index < len(node.outputs):
             output = node.outputs[index]
-            writer.define(
-                output,
-                known,
-                scope,
-            )
+            writer.define(output, known, scope)
 
 
 def _shape_of_no_turns(value: ir.Value) -> list[int]:

@@ -129,16 +129,8 @@ class _WithinLimit(torch.autograd.Function):  # type: ignore[misc]  # torch come
         size_b = PAIR_LIMIT - size_a
         cut_a = a.sign() * size_a
         cut_b = b.sign() * size_b
-        rows[:, first] = torch.where(
-            over,
-            cut_a,
-            a,
-        )
-        rows[:, second] = torch.where(
-            over,
-            cut_b,
-            b,
-        )
+        rows[:, first] = torch.where(over, cut_a, a)
+        rows[:, second] = torch.where(over, cut_b, b)
         # in the layout of the codes
         result = torch.empty_like(code)
         return result.copy_(kept)

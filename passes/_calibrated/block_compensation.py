@@ -155,19 +155,11 @@ def _fitted_part(
     """The fitted scales of some channels."""
     codes = found.codes.astype(np.float32)
     width = codes.shape[1]
-    starts = np.arange(
-        0,
-        width,
-        block,
-    )
+    starts = np.arange(0, width, block)
     # (M, blocks): what each block's codes have in common with the weight
     sought = rows @ moments
     sought *= codes
-    wanted = np.add.reduceat(
-        sought,
-        starts,
-        axis=1,
-    )
+    wanted = np.add.reduceat(sought, starts, axis=1)
     side = len(starts)
     shape = (len(codes), side, side)
     shared = np.empty(shape)
@@ -193,11 +185,7 @@ def _fitted_part(
     columns = wanted[..., None].astype(np.float64)
     fitted = np.linalg.solve(shared, columns)
     fitted = fitted[..., 0].astype(np.float32)
-    return np.where(
-        is_zero,
-        found.scales,
-        fitted,
-    )
+    return np.where(is_zero, found.scales, fitted)
 
 
 def _inputs_first(rows: Rows) -> Floats:

@@ -59,37 +59,17 @@ def factors_for_blocks(
     chosen_by = seen[::2, 2].mean(axis=0)
     judged_by = seen[1::2, 2].mean(axis=0)
     unscaled = np.ones(readers.channels)
-    least = _error(
-        weights,
-        unscaled,
-        chosen_by,
-        grid,
-    )
+    least = _error(weights, unscaled, chosen_by, grid)
     best = unscaled
     for exponent in EXPONENTS:
         raw = loudness**exponent
         factors = raw / np.sqrt(raw.max() * raw.min())
-        error = _error(
-            weights,
-            factors,
-            chosen_by,
-            grid,
-        )
+        error = _error(weights, factors, chosen_by, grid)
         if error < least:
             least = error
             best = factors
-    before = _error(
-        weights,
-        unscaled,
-        judged_by,
-        grid,
-    )
-    after = _error(
-        weights,
-        best,
-        judged_by,
-        grid,
-    )
+    before = _error(weights, unscaled, judged_by, grid)
+    after = _error(weights, best, judged_by, grid)
     return Smoothing(best, decibels(before, after))
 
 

@@ -182,11 +182,7 @@ class _Columns:
             else:
                 chosen = second
             self.codes[:, :, column] = chosen
-            error = self._error(
-                column,
-                current,
-                chosen,
-            )
+            error = self._error(column, current, chosen)
             index = column - first
             errors[:, :, index] = error
             behind = slice(column + 1, stop)
@@ -273,12 +269,7 @@ class _Columns:
         # what the second column has to stand for once it made up for the first
         made_up = own * passed
         left = after - made_up
-        partner = self._best_partner(
-            tried,
-            left,
-            sign,
-            step,
-        )
+        partner = self._best_partner(tried, left, sign, step)
         partner_value = partner * step
         still_lost = left - partner_value
         other = still_lost / other_unit

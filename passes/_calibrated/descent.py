@@ -117,11 +117,7 @@ class _Descent:
             flip &= sums <= PAIR_LIMIT
         if not flip.any():
             return 0
-        self.codes[:, :, column] = np.where(
-            flip,
-            other,
-            codes,
-        )
+        self.codes[:, :, column] = np.where(flip, other, codes)
         group, row = np.nonzero(flip)
         # one flip changes the slope at every column of its row
         made = move[group, row, None]

@@ -92,27 +92,15 @@ def expected_levels(seen: Rows) -> PerChannel:
         return levels
     # peaks over a threshold: the threshold is the largest movement that is not in the tail
     longest = max(folds // TAIL, 1)
-    tail = np.clip(
-        active,
-        1,
-        longest,
-    )
+    tail = np.clip(active, 1, longest)
     tail = np.minimum(tail, folds - 1)
     positions = tail[None]
-    thresholds = np.take_along_axis(
-        moved,
-        positions,
-        axis=0,
-    )
+    thresholds = np.take_along_axis(moved, positions, axis=0)
     threshold = thresholds[0]
     ranks = np.arange(folds)
     in_tail = ranks[:, None] < tail
     distance = moved - threshold
-    beyond = np.where(
-        in_tail,
-        distance,
-        0,
-    )
+    beyond = np.where(in_tail, distance, 0)
     excess = beyond.sum(axis=0) / tail
     counts = seen[:, 0]
     values = counts.sum(axis=0)

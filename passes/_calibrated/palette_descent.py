@@ -83,20 +83,12 @@ class _PaletteDescent:
         # of single precision: only ratios matter, and the squares of inputs may be of any size
         relative = hessian / np.abs(hessian).max()
         self._hessian = relative.astype(np.float32)
-        by_group = rows.reshape(
-            groups,
-            -1,
-            width,
-        )
+        by_group = rows.reshape(groups, -1, width)
         self._weights = by_group.astype(np.float32)
         self._is_zero = self._weights == 0
         self._sharing = _sharing(palettes.values)
         channels = by_group.shape[1]
-        values = palettes.values.reshape(
-            groups,
-            channels,
-            -1,
-        )
+        values = palettes.values.reshape(groups, channels, -1)
         self._values = values.astype(np.float32)
         self._places = _places_of(codes.reshape(by_group.shape), values)
         scales = palettes.scales.reshape(groups, channels)
@@ -146,11 +138,7 @@ class _PaletteDescent:
             distances = np.abs(levels - wanted[:, :, None])
             nearest = distances.argmin(axis=2)
             held = is_zero[:, :, column]
-            place = np.where(
-                held,
-                places[:, :, column],
-                nearest,
-            )
+            place = np.where(held, places[:, :, column], nearest)
             new = _taken(levels, place[:, :, None])
             moves = new - now[:, :, None]
             places[:, :, column] = place
@@ -165,27 +153,15 @@ class _PaletteDescent:
         before = self._errors()
         fitted = self._fitted_values()
         rounded = np.rint(fitted)
-        whole = np.clip(
-            rounded,
-            -HIGHEST,
-            HIGHEST,
-        )
-        for_all = np.repeat(
-            whole,
-            self._sharing,
-            axis=0,
-        )
+        whole = np.clip(rounded, -HIGHEST, HIGHEST)
+        for_all = np.repeat(whole, self._sharing, axis=0)
         self._values = for_all.reshape(former.shape).astype(np.float32)
         gains = before - self._errors()
         by_palette = gains.reshape(-1, self._sharing).sum(axis=1)
         # in whole numbers a palette may be worse than it was
         is_better = np.repeat(by_palette > 0, self._sharing)
         by_channel = is_better.reshape(*gains.shape, 1)
-        self._values = np.where(
-            by_channel,
-            self._values,
-            former,
-        )
+        self._values = np.where(by_channel, self._values, former)
 
     def _fitted_values(self) -> NDArray[np.float64]:
         """The best value for the codes of each place, (palettes, count), not rounded."""
@@ -210,11 +186,7 @@ class _PaletteDescent:
             places = self._places[:, channel]
             # which weights take which value, as the scale weighs them
             used = choices[places] * scale
-            across = used.transpose(
-                0,
-                2,
-                1,
-            )
+            across = used.transpose(0, 2, 1)
             squares[:, channel] = across @ self._hessian @ used
             own = wanted[:, channel, :, None]
             product = across @ own

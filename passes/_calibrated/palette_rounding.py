@@ -112,16 +112,8 @@ def _rounded(layer: LinearLayer, gram: Grams, bits: int) -> FittedLayer:
     bias = layer.bias_row()
     hessian, mean = covariance(gram)
     power = np.einsum("gkk->gk", hessian)
-    importance = np.repeat(
-        power,
-        len(rows) // len(gram),
-        axis=0,
-    )
-    palettes = fitted(
-        rows,
-        bits,
-        importance,
-    )
+    importance = np.repeat(power, len(rows) // len(gram), axis=0)
+    palettes = fitted(rows, bits, importance)
     steps = (rows / palettes.scales[:, None])[None, :, :]
     plain = values_of(palettes.nearest(steps)[0], palettes.scales)
     first, _ = compensated(
@@ -131,25 +123,12 @@ def _rounded(layer: LinearLayer, gram: Grams, bits: int) -> FittedLayer:
         palettes.scales,
         palettes,
     )
-    codes, scales = refined(
-        rows,
-        hessian,
-        first,
-        palettes,
-    )
+    codes, scales = refined(rows, hessian, first, palettes)
     difference = values_of(codes, scales) - rows
     # the bias takes what the outputs would shift by
     moved = bias - output_shift(difference, mean)
-    before = output_error(
-        plain - rows,
-        np.zeros_like(bias),
-        gram,
-    )
-    after = output_error(
-        difference,
-        moved - bias,
-        gram,
-    )
+    before = output_error(plain - rows, np.zeros_like(bias), gram)
+    after = output_error(difference, moved - bias, gram)
     halves = on_halves(moved, SMALLEST)
     # large beside what the outputs differ by, its last digits count
     if output_error(difference, halves - bias, gram) <= BIAS_AS_GOOD * after:
@@ -158,17 +137,9 @@ def _rounded(layer: LinearLayer, gram: Grams, bits: int) -> FittedLayer:
     def store(edit: Edit) -> None:
         if (moved != bias).any():
             layer.set_bias(moved, edit)
-        store_codes(
-            layer,
-            codes,
-            scales,
-        )
+        store_codes(layer, codes, scales)
 
-    return FittedLayer(
-        layer,
-        decibels(before, after),
-        store,
-    )
+    return FittedLayer(layer, decibels(before, after), store)
 
 
 def store_codes(layer: LinearLayer, codes: Codes, scales: PerChannel) -> None:

@@ -118,17 +118,8 @@ def most_bearable(
     sure = budget / evidence.allowance
 
     def build(removed: NDArray[np.intp], samples: int) -> tuple[Pruned, float]:
-        pruned = pruning.built(
-            removed,
-            samples,
-            terms.damp,
-            evidence.fitting,
-        )
-        loss = measured_loss(
-            whole,
-            pruned.model,
-            judging,
-        )
+        pruned = pruning.built(removed, samples, terms.damp, evidence.fitting)
+        loss = measured_loss(whole, pruned.model, judging)
         return pruned, loss
 
     def make(rung: Rung) -> Attempt:
@@ -143,97 +134,42 @@ def most_bearable(
                 loss = other
         # without data losses are of weights, not of outputs
         predicted = rung.predicted if on_data else math.nan
-        return Attempt(
-            choice,
-            pruned,
-            error,
-            predicted,
-            loss,
-        )
+        return Attempt(choice, pruned, error, predicted, loss)
 
-    noise = measured_loss(
-        whole,
-        whole,
-        judging,
-    )
+    noise = measured_loss(whole, whole, judging)
     is_known = not math.isnan(noise)
     on_data = is_known and context.has_data()
     if on_data:
         data = _fit_data(evidence.fitting, terms)
-        losses = losses_at_outputs(
-            pruning,
-            candidates,
-            terms.counts_up,
-            data,
-        )
+        losses = losses_at_outputs(pruning, candidates, terms.counts_up, data)
     else:
         losses = losses_of_weights(candidates)
-    offers = offers_of(
-        candidates,
-        losses,
-        context.target,
-    )
+    offers = offers_of(candidates, losses, context.target)
     costs = cost_left(pruning, candidates)
     ladder = Ladder(offers, costs)
     attempt = None
     if on_data:
         limits = [sure * factor for factor in LIMITS]
         rungs = ladder.rungs(limits)
-        rungs = measured_rungs(
-            rungs,
-            pruning,
-            candidates,
-            data,
-        )
-        attempt = first_that_holds(
-            rungs,
-            sure,
-            make,
-        )
+        rungs = measured_rungs(rungs, pruning, candidates, data)
+        attempt = first_that_holds(rungs, sure, make)
     elif is_known:
         halvings = ladder.halvings()
-        attempt = greediest_that_holds(
-            halvings,
-            sure,
-            make,
-        )
+        attempt = greediest_that_holds(halvings, sure, make)
     reason = ""
     if not _is_worth_it(attempt, ladder):
-        reason = _why_so_little(
-            attempt,
-            ladder,
-            budget,
-            is_known,
-        )
+        reason = _why_so_little(attempt, ladder, budget, is_known)
         if not is_known:
             context.warn("prune-channels", reason)
-        attempt = _without_loss(
-            ladder,
-            sure,
-            make,
-        )
+        attempt = _without_loss(ladder, sure, make)
     choice = [0] * len(offers)
     if attempt is not None:
         choice = attempt.choice
-    chosen = account_of(
-        candidates,
-        offers,
-        choice,
-        budget,
-        on_data,
-    )
+    chosen = account_of(candidates, offers, choice, budget, on_data)
     if any(choice):
-        return Bearable(
-            attempt,
-            chosen,
-            [],
-        )
+        return Bearable(attempt, chosen, [])
     declined = [Declined(each.where, reason) for each in chosen]
-    return Bearable(
-        None,
-        chosen,
-        declined,
-    )
+    return Bearable(None, chosen, declined)
 
 
 def _is_worth_it(attempt: Attempt | None, ladder: Ladder) -> bool:

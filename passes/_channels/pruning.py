@@ -73,11 +73,7 @@ class Pruning:
         keep_batchnorm: bool,
     ) -> None:
         whole = model.clone()
-        origins = prepare(
-            whole,
-            context,
-            keep_batchnorm=keep_batchnorm,
-        )
+        origins = prepare(whole, context, keep_batchnorm=keep_batchnorm)
         relations = relate(whole, traced(whole))
         solution = solve(relations, attention)
         groups = channel_groups(solution)

@@ -164,12 +164,7 @@ def _measured(
     samples: int,
 ) -> dict[str, NDArray[np.float64]]:
     """Moments of the columns of outputs, by what `_square_requests` and `_mean_requests` name."""
-    squares = _square_requests(
-        family,
-        values,
-        outputs,
-        prefixes,
-    )
+    squares = _square_requests(family, values, outputs, prefixes)
     means = _mean_requests(family, values, outputs)
     return _collected(family, {**squares, **means}, context, samples)
 

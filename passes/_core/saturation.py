@@ -267,25 +267,13 @@ def keep_within(
         g = weights[second]
         total = h + g
         matters = total > 0
-        divisor = np.where(
-            matters,
-            total,
-            1.0,
-        )
+        divisor = np.where(matters, total, 1.0)
         share_of_second = g / divisor
-        share = np.where(
-            matters,
-            share_of_second,
-            0.5,
-        )
+        share = np.where(matters, share_of_second, 0.5)
     excess_of_pair = x + y - PAIR_LIMIT
     exact_best = x - excess_of_pair * share
     best = np.rint(exact_best)
-    kept = np.clip(
-        best,
-        1,
-        LARGEST_CODE,
-    )
+    kept = np.clip(best, 1, LARGEST_CODE)
     remainder = PAIR_LIMIT - kept
     codes[first] = sign * kept
     codes[second] = sign * remainder
@@ -306,11 +294,7 @@ def excess(
     row, pair = _places(is_beyond)
     a = first[row, pair]
     b = second[row, pair]
-    bins, has_bin = _excess_bins(
-        a,
-        b,
-        row,
-    )
+    bins, has_bin = _excess_bins(a, b, row)
     cost = np.full(bins.size, COST)
     if importance is not None:
         importance_rows = np.atleast_2d(importance)
@@ -323,11 +307,7 @@ def excess(
         g = every_g[row, pair]
         divisor = np.maximum(h + g, 1e-300)
         cost = h * g / divisor
-    add_excess(
-        histograms,
-        bins,
-        cost,
-    )
+    add_excess(histograms, bins, cost)
     return histograms
 
 

@@ -109,11 +109,7 @@ class _Comparison:
         if node is None or twin is None or not _is_like(node, twin):
             return False
         if by_content and node.op_type == "Shape":
-            return self.has_shape(
-                node.inputs[0],
-                twin.inputs[0],
-                depth,
-            )
+            return self.has_shape(node.inputs[0], twin.inputs[0], depth)
         if node.op_type not in (COUNTS if by_content else VIEWS):
             return False
         shapes = 0 if by_content else VIEWS[node.op_type]

@@ -160,21 +160,9 @@ def _scales_of_rows(rows: Floats) -> Floats | None:
     absolute = np.abs(rows)
     magnitudes = np.sort(absolute, axis=1)
     exact = magnitudes.astype(np.float64)
-    distances = np.diff(
-        exact,
-        axis=1,
-        prepend=0,
-    )
-    apart = np.where(
-        distances > 0,
-        distances,
-        np.inf,
-    )
-    least = apart.min(
-        axis=1,
-        keepdims=True,
-        initial=np.inf,
-    )
+    distances = np.diff(exact, axis=1, prepend=0)
+    apart = np.where(distances > 0, distances, np.inf)
+    least = apart.min(axis=1, keepdims=True, initial=np.inf)
     # a value stands for all numbers that are rounded to it
     spacing = np.spacing(magnitudes)
     half = spacing.astype(np.float64) / 2
@@ -192,11 +180,7 @@ def _scales_of_rows(rows: Floats) -> Floats | None:
         if codes.max() > HIGHEST:
             return None
         # a zero is a multiple of anything
-        divisors = np.where(
-            codes > 0,
-            codes,
-            np.nan,
-        )
+        divisors = np.where(codes > 0, codes, np.nan)
         lowest = (own - own_half) / divisors
         highest = (own + own_half) / divisors
         low = np.nanmax(lowest, axis=1)

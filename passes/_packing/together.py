@@ -215,48 +215,18 @@ def _draft_palettes(parts: Sequence[StoredPart], draft: Draft) -> list[ir.Value]
         count = sum(_groups(part) for part in alike)
         sizes.append(size)
         rows.append(count)
-    indices = _split_up(
-        draft,
-        decoded,
-        sizes,
-    )
-    palettes = _split_up(
-        draft,
-        stored,
-        rows,
-    )
+    indices = _split_up(draft, decoded, sizes)
+    palettes = _split_up(draft, stored, rows)
     constants = {}
-    looked_up = zip(
-        by_length.items(),
-        palettes,
-        indices,
-        strict=True,
-    )
+    looked_up = zip(by_length.items(), palettes, indices, strict=True)
     for (length, alike), table, flat in looked_up:
-        index = draft.node(
-            "Reshape",
-            flat,
-            [-1, length],
-        )
-        elements = by_palettes(
-            draft,
-            table,
-            index,
-        )
+        index = draft.node("Reshape", flat, [-1, length])
+        elements = by_palettes(draft, table, index)
         groups_each = [_groups(part) for part in alike]
-        pieces = _split_up(
-            draft,
-            elements,
-            groups_each,
-        )
+        pieces = _split_up(draft, elements, groups_each)
         for part, piece in zip(alike, pieces, strict=True):
             layout = _palettes(part).layout
-            constant = in_shape(
-                draft,
-                layout,
-                piece,
-                part.dims,
-            )
+            constant = in_shape(draft, layout, piece, part.dims)
             constants[part] = constant
     return [constants[part] for part in parts]
 

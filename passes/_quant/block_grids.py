@@ -61,11 +61,7 @@ def best_scales(view: Floats, bits: int) -> Floats:
     """
     largest_at = np.abs(view).argmax(-2)
     at = largest_at[..., None, :]
-    extreme = np.take_along_axis(
-        view,
-        at,
-        -2,
-    )
+    extreme = np.take_along_axis(view, at, -2)
     targets = TRIED[bits]
     # 8 bits are fine enough for one try
     if len(targets) == 1:
@@ -73,28 +69,16 @@ def best_scales(view: Floats, bits: int) -> Floats:
         levels = np.float32(targets[0])
         return _usable(largest / levels)
     best = _usable(extreme)
-    least = np.full(
-        extreme.shape,
-        np.inf,
-        np.float32,
-    )
+    least = np.full(extreme.shape, np.inf, np.float32)
     for target in targets:
         scale = _usable(extreme / np.float32(target))
-        scaled = np.divide(
-            view,
-            scale,
-            dtype=np.float32,
-        )
+        scaled = np.divide(view, scale, dtype=np.float32)
         rounding = rounded(scaled, bits) - scaled
         squares = np.square(rounding)
         total = squares.sum(-2, keepdims=True)
         # in units of the extreme weight, the same for every target: extreme = target * scale
         error = total / np.float32(target * target)
-        best = np.where(
-            error < least,
-            scale,
-            best,
-        )
+        best = np.where(error < least, scale, best)
         least = np.minimum(error, least)
     found = short_scales(np.asarray(best[..., 0, :]))
     largest = extreme[..., 0, :]

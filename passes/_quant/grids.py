@@ -210,11 +210,7 @@ def _tried(
     """
     tried = tops > 0
     divisors = np.where(tried, highest, 1.0).astype(np.float64)
-    inverse = np.where(
-        tried,
-        tops / divisors,
-        0.0,
-    )
+    inverse = np.where(tried, tops / divisors, 0.0)
     pairs = grid.limited
 
     def measured(

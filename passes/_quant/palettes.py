@@ -167,24 +167,12 @@ def _best_values(
     """The best values, and 0 beside them in palettes that need it if it `is_free`."""
     has_zero = (steps == 0).any(axis=1)
     if not is_free or not has_zero.any():
-        return best_values(
-            steps,
-            weights,
-            count,
-        )
+        return best_values(steps, weights, count)
     values = np.zeros((len(steps), count + 1), np.int8)
-    values[has_zero], error = best_values(
-        steps[has_zero],
-        weights[has_zero],
-        count + 1,
-    )
+    values[has_zero], error = best_values(steps[has_zero], weights[has_zero], count + 1)
     has_none = ~has_zero
     if has_none.any():
-        found, others = best_values(
-            steps[has_none],
-            weights[has_none],
-            count,
-        )
+        found, others = best_values(steps[has_none], weights[has_none], count)
         # once more, since all palettes are of one length
         values[has_none] = found[:, [*range(count), count - 1]]
         error += others

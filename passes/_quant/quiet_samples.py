@@ -150,15 +150,7 @@ def _share(profile: NDArray[np.float64], extremes: NDArray[np.float64]) -> float
     power = profile[:, 2].mean(axis=1)
     # a silent sample loses nothing
     is_silent = power == 0
-    divisors = np.where(
-        is_silent,
-        1.0,
-        power,
-    )
+    divisors = np.where(is_silent, 1.0, power)
     shares = np.minimum(noise / divisors, 1.0)
-    by_sample = np.where(
-        is_silent,
-        0.0,
-        shares,
-    )
+    by_sample = np.where(is_silent, 0.0, shares)
     return float(np.quantile(by_sample, 1 - QUIETEST, method="lower"))

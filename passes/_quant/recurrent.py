@@ -256,11 +256,7 @@ def _to_integers(
             flat_scales = scales.reshape(-1)
             rows = codes[value].codes(flat_scales)
             tensor = inputs_first(rows)
-            stored[key] = home.encoded(
-                value.name or "weight",
-                "q",
-                tensor,
-            )
+            stored[key] = home.encoded(value.name or "weight", "q", tensor)
         inputs[index] = stored[key]
         zeros = np.zeros(scales.shape, np.int8)
         scale = home.constant("scale", scales)
@@ -340,32 +336,13 @@ def _unpacked(value: ir.Value, codes: Codes, names: Names) -> ir.Value:
     inserter = Inserter(graph, names)
     scales = _scales(codes)
     tensor = codes.codes(scales)
-    code = inserter.encoded(
-        value.name or "weight",
-        "q",
-        tensor,
-    )
+    code = inserter.encoded(value.name or "weight", "q", tensor)
     directions, gates, inputs = _shape(value)
     dims = [directions, gates, inputs]
-    by_row = scales.reshape(
-        directions,
-        gates,
-        1,
-    )
+    by_row = scales.reshape(directions, gates, 1)
     factors = inserter.initializer(f"{value.name}_scale", ir.Tensor(by_row))
-    cast = inserter.step(
-        "Cast",
-        [code],
-        f32,
-        dims,
-        {"to": int(f32)},
-    )
+    cast = inserter.step("Cast", [code], f32, dims, {"to": int(f32)})
     codes_as_floats = cast.outputs[0]
-    scaled = inserter.step(
-        "Mul",
-        [codes_as_floats, factors],
-        f32,
-        dims,
-    )
+    scaled = inserter.step("Mul", [codes_as_floats, factors], f32, dims)
     graph.insert_before(graph[0], [cast, scaled])
     return scaled.outputs[0]

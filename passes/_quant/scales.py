@@ -73,19 +73,11 @@ def least_squares_scales(
     low = np.maximum(low, 1e-30)
     high = high.astype(np.float64)
     high = np.maximum(high, low)
-    power = channel_sums(
-        tensor,
-        layout,
-        _squares,
-    )
+    power = channel_sums(tensor, layout, _squares)
     channels = np.arange(layout.channels)
     best = high.copy()
     least = np.full(layout.channels, np.inf)
-    rungs = np.geomspace(
-        high,
-        low,
-        CANDIDATES,
-    )
+    rungs = np.geomspace(high, low, CANDIDATES)
     for _ in range(ROUNDS):
         dot, norm = _products(
             tensor,
@@ -104,24 +96,12 @@ def least_squares_scales(
         is_high = rungs[0] == high
         fits = error[0] <= ON_GRID * power
         exact = fits & is_high
-        winner = np.where(
-            exact,
-            high,
-            fitted,
-        )
+        winner = np.where(exact, high, fitted)
         better = (lowest < least) & (fitted > 0)
-        best = np.where(
-            better,
-            winner,
-            best,
-        )
+        best = np.where(better, winner, best)
         least = np.minimum(least, lowest)
         # -inf: no later round can beat a grid that fits exactly
-        least = np.where(
-            exact,
-            -np.inf,
-            least,
-        )
+        least = np.where(exact, -np.inf, least)
         rungs = _between_neighbours(rungs, at)
     return best.astype(np.float32)
 

@@ -177,13 +177,7 @@ def _read(
     cast = inserter.node(
         "Cast", [taken.outputs[0]], "float", f32, result.shape, {"to": int(f32)}
     )
-    factors = inserter.node(
-        "Gather",
-        [scales, ids],
-        "scale",
-        f32,
-        None,
-    )
+    factors = inserter.node("Gather", [scales, ids], "scale", f32, None)
     if result.shape is not None:
         outer = list(result.shape)[: len(result.shape) - inner]
         factors.outputs[0].shape = ir.Shape([*outer, *[1] * inner])

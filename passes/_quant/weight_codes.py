@@ -188,33 +188,17 @@ def _twn_codes(
         codes = every_sign * counts(view, channels)
         return np.asarray(codes)
 
-    number = channel_sums(
-        tensor,
-        layout,
-        counts,
-    )
-    total = channel_sums(
-        tensor,
-        layout,
-        counted,
-    )
+    number = channel_sums(tensor, layout, counts)
+    total = channel_sums(tensor, layout, counted)
     divisors = np.maximum(number, 1)
     mean_of_counted = total / divisors
     alpha = mean_of_counted.astype(np.float32)
 
     # the threshold alone decides the codes, whatever the final scales are
     def codes(scales: Floats) -> DerivedTensor:
-        return _int8(
-            tensor,
-            layout,
-            signs,
-        )
+        return _int8(tensor, layout, signs)
 
-    return Codes(
-        alpha,
-        codes,
-        _store_trits,
-    )
+    return Codes(alpha, codes, _store_trits)
 
 
 def sign_codes(

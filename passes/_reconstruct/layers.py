@@ -415,16 +415,8 @@ def ridge_fit(
     width = size - 1
     # the weights that the fit is pulled to, shaped as `cross` is
     own = rows_with_bias(layer)
-    start = own.reshape(
-        groups,
-        -1,
-        size,
-    )
-    start = start.transpose(
-        0,
-        2,
-        1,
-    )
+    start = own.reshape(groups, -1, size)
+    start = start.transpose(0, 2, 1)
     pull = damping(gram, damp)
     diagonal = np.eye(size) * pull[:, None]
     left = gram + diagonal
@@ -432,17 +424,9 @@ def ridge_fit(
     pulled = pull[:, :, None] * start
     right = cross + pulled
     if gone is not None:
-        left, right = _without(
-            gone,
-            left,
-            right,
-        )
+        left, right = _without(gone, left, right)
     solution = np.linalg.solve(left, right)
-    solution = solution.transpose(
-        0,
-        2,
-        1,
-    )
+    solution = solution.transpose(0, 2, 1)
     found = np.asarray(solution.reshape(len(own), size), np.float64)
     rows = found[:, :width]
     bias = found[:, width]

@@ -395,27 +395,15 @@ def _solved(
     # the bias always stays
     bias = np.ones((len(mask), 1), bool)
     stays = np.concatenate([mask, bias], axis=1)
-    stays = stays.reshape(
-        groups,
-        -1,
-        size,
-    )
-    start = dense.reshape(
-        groups,
-        -1,
-        size,
-    )
+    stays = stays.reshape(groups, -1, size)
+    start = dense.reshape(groups, -1, size)
     start = start.astype(gram.dtype)
     pull = damping(gram, damp)
     pull = pull.astype(gram.dtype)
     matrix = _damped(gram, pull)
     # damping pulls the weights to where they were, not to zero
     towards_start = start * pull[:, None]
-    wanted = cross.transpose(
-        0,
-        2,
-        1,
-    )
+    wanted = cross.transpose(0, 2, 1)
     wanted = wanted + towards_start
     diagonal = np.einsum("gkk->gk", matrix)
     scale = 1.0 / diagonal[:, None]

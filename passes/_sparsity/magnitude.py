@@ -389,8 +389,4 @@ def _radix(tensors: Sequence[ir.TensorProtocol], k: int, kind: KeyKind) -> Ranke
         prefix = prefix << 16 | digit
         equal = int(counts[digit])
         below += int(up_to[digit]) - equal
-    return Ranked(
-        prefix,
-        below,
-        equal,
-    )
+    return Ranked(prefix, below, equal)

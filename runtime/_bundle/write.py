@@ -106,12 +106,7 @@ def _facts_of(path: Path) -> dict[str, Any]:
 
 def _put_last(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest, and the digests of all files: it cannot hold its own."""
-    text = json.dumps(
-        manifest,
-        indent=2,
-        ensure_ascii=False,
-        allow_nan=False,
-    )
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
     path = folder / MANIFEST
     _put(path, f"{text}\n".encode())
     digests = {name: own["sha256"] for name, own in manifest["files"].items()}

@@ -413,12 +413,7 @@ def _matched(
     for name in names:
         if name not in keys:
             # far names too: a file's own names often share little with the model's
-            near = difflib.get_close_matches(
-                name,
-                unknown,
-                1,
-                0.4,
-            )
+            near = difflib.get_close_matches(name, unknown, 1, 0.4)
             # with one input only the labels can be meant by another array
             if not near and len(names) == 1 and unknown:
                 near = unknown[:1]
@@ -434,11 +429,7 @@ def _matched(
                 fix,
             )
     if unknown:
-        fix = did_you_mean(
-            unknown[0],
-            names,
-            f"the inputs are {', '.join(names)}",
-        )
+        fix = did_you_mean(unknown[0], names, f"the inputs are {', '.join(names)}")
         raise RefusedError(where, f"the model has no input '{unknown[0]}'", fix)
     return {name: name for name in names}
 

@@ -164,11 +164,7 @@ def _divergences(bins: Bins, ends: NDArray[np.int64], levels: int) -> Floats:
     level = totals / divisor
     # the last bin's own Q is zero where only the tail fills it
     has_own = last > 0
-    of_last = np.where(
-        has_own,
-        level[:, -1],
-        _FLOOR,
-    )
+    of_last = np.where(has_own, level[:, -1], _FLOOR)
     last_information = _times_log(last + tail)
     information = self_information[before] + last_information
     p_log_p = information / everything - np.log(everything)

@@ -34,17 +34,9 @@ def profile(
     settings = optimized_options(threads, out)
     settings.enable_profiling = True
     settings.profile_file_prefix = str(Path(out).with_suffix(".profile"))
-    session = light_load.load(
-        path,
-        settings,
-        providers,
-    )
+    session = light_load.load(path, settings, providers)
     for number in range(runs):
-        ort_values.run(
-            session,
-            None,
-            feeds[number % len(feeds)],
-        )
+        ort_values.run(session, None, feeds[number % len(feeds)])
     events = Path(session.end_profiling())
     times: dict[str, list[float]] = defaultdict(list)
     for event in json.loads(events.read_text()):

@@ -258,11 +258,7 @@ def time_rounds(
     for session, batches in zip(sessions, feeds, strict=True):
         for batch in batches[:_WARM_UP_BATCHES]:
             start = time.perf_counter()
-            ort_values.run(
-                session,
-                None,
-                batch,
-            )
+            ort_values.run(session, None, batch)
             if time.perf_counter() - start > _LONG_RUN:
                 break
     times: list[list[float]] = [[] for _ in sessions]
@@ -277,11 +273,7 @@ def time_rounds(
             batches = feeds[index]
             batch = batches[turn % len(batches)]
             start = time.perf_counter()
-            ort_values.run(
-                sessions[index],
-                None,
-                batch,
-            )
+            ort_values.run(sessions[index], None, batch)
             elapsed = time.perf_counter() - start
             times[index].append(elapsed * 1e3)
         turn += 1

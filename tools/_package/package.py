@@ -58,42 +58,21 @@ def package(request: PackageRequest) -> WrittenBundle:
         samples = sample_files(packaged.session, packaged.samples)
         files.update(samples)
         made = ort_files(packaged, scratch)
-        times = _times(
-            packaged,
-            files,
-            made,
-        )
+        times = _times(packaged, files, made)
         if not _keeps_ort_format(request, times):
-            _tell_of_ort_format(
-                packaged,
-                times,
-                made,
-            )
+            _tell_of_ort_format(packaged, times, made)
             made.pop(ORT, None)
         files.update(made)
         files.update(extras)
         files.update(programs(packaged))
         files.update(page_files(packaged))
-        manifest = manifest_of(
-            packaged,
-            files,
-            extras,
-            times,
-        )
+        manifest = manifest_of(packaged, files, extras, times)
         has_licence = LICENCE in files
         for name, text in texts(manifest, set(files), has_licence).items():
             files[name] = text.encode()
-        full = write(
-            place,
-            files,
-            manifest,
-        )
+        full = write(place, files, manifest)
     _warn_of_saturation(packaged, full)
-    return WrittenBundle(
-        place.path,
-        full,
-        packaged.warnings,
-    )
+    return WrittenBundle(place.path, full, packaged.warnings)
 
 
 def _with_shapes(request: PackageRequest, scratch: Path) -> PackageRequest:

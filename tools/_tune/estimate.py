@@ -105,20 +105,12 @@ def _layers(whole: ir.Model, result: ir.Model, form: str) -> list[LayerChange]:
     layers = []
     for swap in swaps(whole, twins):
         for place, index in swap.layers:
-            alone = _alone(
-                whole,
-                nodes[place],
-                made,
-            )
+            alone = _alone(whole, nodes[place], made)
             single = Swap(swap.weight, layers=[(_place_in(alone, nodes[place]), index)])
             changed = swapped(alone, twins, single).model
             layers.append(LayerChange((swap.weight, form), changed))
         for place in swap.tables:
-            alone = _alone(
-                whole,
-                nodes[place],
-                made,
-            )
+            alone = _alone(whole, nodes[place], made)
             single = Swap(swap.weight, tables=[_place_in(alone, nodes[place])])
             changed = swapped(alone, twins, single).model
             layers.append(LayerChange((swap.weight, form), changed))

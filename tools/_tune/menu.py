@@ -323,11 +323,7 @@ def _of_few_bits(
         size += (plain.bytes[name] - size) * more / (8 - bits)
     if size > (1 - LEAST_SAVED) * plain.bytes[name]:
         return None
-    return FormChoice(
-        kind.form,
-        loss,
-        size,
-    )
+    return FormChoice(kind.form, loss, size)
 
 
 def bits_of(form: str) -> int:

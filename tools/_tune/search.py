@@ -118,32 +118,15 @@ class RecipeSearch:
                 break
             if self._is_late(found):
                 break
-            targets = _between(
-                low,
-                high,
-                ROUND if number == 0 else ROUND - 1,
-            )
+            targets = _between(low, high, ROUND if number == 0 else ROUND - 1)
             proposals = [family.proposal(target) for target in targets]
             tried = self._try_proposals(found, proposals)
             pairs = list(zip(targets, tried, strict=True))
-            low, high = self._narrowed(
-                low,
-                high,
-                pairs,
-                found,
-            )
+            low, high = self._narrowed(low, high, pairs, found)
         if self.goal.objective == "size" and self.goal.limits_accuracy:
-            self._try_smaller(
-                found,
-                family,
-                low,
-            )
+            self._try_smaller(found, family, low)
         if self.goal.max_bytes is not None and not self.goal.limits_accuracy:
-            self._try_within(
-                found,
-                family,
-                self.goal.max_bytes,
-            )
+            self._try_within(found, family, self.goal.max_bytes)
 
     def _is_late(self, found: Searched) -> bool:
         """True if the time is up, which `found` then tells."""

@@ -66,12 +66,7 @@ def _patch_indices(
     device: torch.device,
 ) -> Tensor:
     """(prod(block), positions) indices into a flat image of `sizes`: what each patch covers."""
-    at = torch.zeros(
-        1,
-        1,
-        dtype=torch.int64,
-        device=device,
-    )
+    at = torch.zeros(1, 1, dtype=torch.int64, device=device)
     # one dim after another: rows of the index are pairs (block, k), columns (positions, count)
     for size, k, stride, dilation in zip(sizes, block, strides, dilations, strict=True):
         span = dilation * (k - 1) + 1
@@ -187,11 +182,7 @@ def _bilinear(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
         nearest_column = column.clamp(0, last_column)
         place = nearest_row * width + nearest_column
         at = place.long()
-        index = at[:, None].expand(
-            -1,
-            channels,
-            -1,
-        )
+        index = at[:, None].expand(-1, channels, -1)
         picked = flat.gather(2, index)
         total = total + picked * weight[:, None]
     return total

@@ -322,11 +322,7 @@ def max_unpool(
     zeros = x.new_zeros(count)
     at = indices.reshape(-1)
     values = x.reshape(-1)
-    y = zeros.scatter(
-        0,
-        at,
-        values,
-    )
+    y = zeros.scatter(0, at, values)
     y = y.reshape(full)
     if shape is None or list(shape) == full:
         return y
@@ -425,21 +421,9 @@ def _roi_align(
             down = down.clamp(min=1.0)
         rows = bins.samples(down, bins.height)
         columns = bins.samples(across, bins.width)
-        y = _sampled(
-            top,
-            down,
-            bins.height * rows,
-        )
-        z = _sampled(
-            left,
-            across,
-            bins.width * columns,
-        )
-        neighbours = _bilinear_corners(
-            x[image],
-            y,
-            z,
-        )
+        y = _sampled(top, down, bins.height * rows)
+        z = _sampled(left, across, bins.width * columns)
+        neighbours = _bilinear_corners(x[image], y, z)
         corners = torch.stack(neighbours)
         # (channels, bins down, samples, bins across, samples)
         grid_shape = (-1, bins.height, rows, bins.width, columns)
@@ -456,12 +440,7 @@ def _roi_align(
         pooled.append(box_bins)
     if not pooled:
         channels = x.shape[1]
-        return x.new_zeros(
-            0,
-            channels,
-            bins.height,
-            bins.width,
-        )
+        return x.new_zeros(0, channels, bins.height, bins.width)
     return torch.stack(pooled)
 
 

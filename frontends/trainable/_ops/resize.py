@@ -350,16 +350,8 @@ def _cubic(d: Tensor, a: float) -> Tensor:
     """Return the weights at distances `d`; Keys' kernel with its free parameter `a`."""
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    beyond = torch.where(
-        d < 2,
-        far,
-        0.0,
-    )
-    return torch.where(
-        d <= 1,
-        near,
-        beyond,
-    )
+    beyond = torch.where(d < 2, far, 0.0)
+    return torch.where(d <= 1, near, beyond)
 
 
 @op("GridSample", 16)

@@ -38,21 +38,13 @@ class _ObsBlock:
     def costs(self, total: Scores) -> None:
         """Add to `total`, by owner, tr(W_c (H_cc)^-1 W_c^T) for the columns c of each."""
         diagonal = np.diagonal(self.inverse)
-        owner = np.where(
-            self.stays,
-            self.owner,
-            -1,
-        )
+        owner = np.where(self.stays, self.owner, -1)
         for owners, index in _columns(owner):
             width = index.shape[1]
             if width == 1:
                 # the common case of one column each needs no matrix inverse
                 single = index[:, 0]
-                squares = np.einsum(
-                    "mk,mk->k",
-                    self.weight,
-                    self.weight,
-                )
+                squares = np.einsum("mk,mk->k", self.weight, self.weight)
                 total[owners] += squares[single] / diagonal[single]
                 continue
             row = index[:, :, None]
@@ -60,23 +52,11 @@ class _ObsBlock:
             own = self.inverse[row, column]
             inner = np.linalg.inv(own)
             slices = self.weight[:, index]
-            slices = slices.transpose(
-                1,
-                2,
-                0,
-            )
-            other = slices.transpose(
-                0,
-                2,
-                1,
-            )
+            slices = slices.transpose(1, 2, 0)
+            other = slices.transpose(0, 2, 1)
             products = slices @ other
             # the trace of each product, without making it
-            traces = np.einsum(
-                "cij,cji->c",
-                inner,
-                products,
-            )
+            traces = np.einsum("cij,cji->c", inner, products)
             total[owners] += traces
 
     def remove(self, owners: Sequence[int]) -> None:

@@ -38,34 +38,15 @@ def product(
     # a vector has one axis, which is summed over, and none in the result
     if right_rank == 1:
         summed_right = -1
-    relations.summed(
-        left,
-        summed,
-        right,
-        summed_right,
-    )
+    relations.summed(left, summed, right, summed_right)
     # counted from the front: `mix` takes axes as they are
     axis = left_rank + summed
-    relations.mix(
-        node,
-        "contract",
-        (0, axis),
-    )
+    relations.mix(node, "contract", (0, axis))
     if right_rank > 1:
-        relations.same(
-            right,
-            column,
-            result,
-            -1,
-        )
+        relations.same(right, column, result, -1)
     if left_rank > 1:
         row_of_result = -2 if right_rank > 1 else -1
-        relations.same(
-            left,
-            row,
-            result,
-            row_of_result,
-        )
+        relations.same(left, row, result, row_of_result)
     # batch axes move to the right by each axis that the result lacks
     vectors = (left_rank < 2) + (right_rank < 2)
     # a product with a weight counts no heads
@@ -73,12 +54,7 @@ def product(
     for value in (left, right):
         rank = relations.rank(value)
         for back in range(3, rank + 1):
-            relations.same(
-                value,
-                -back,
-                result,
-                vectors - back,
-            )
+            relations.same(value, -back, result, vectors - back)
             if both_computed:
                 relations.tag_heads(value, -back)
 
