@@ -327,7 +327,13 @@ class PruneChannels(Pass):
         choice, pruned, error = made
         judging = Evidence.of(context).judging
         loss = measured_loss(pruning.whole, pruned.model, judging)
-        return Attempt(choice, pruned, error, math.nan, loss)
+        return Attempt(
+            choice,
+            pruned,
+            error,
+            math.nan,
+            loss,
+        )
 
     @property
     def _ratio(self) -> float:

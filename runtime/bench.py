@@ -120,7 +120,14 @@ def interleaved(
             "bench", "a session has no feeds", "give each session at least one batch"
         )
     handles = [session.handle() for session in sessions]
-    times = _timed(worker, handles, feeds, seconds, min_rounds, max(rounds, min_rounds))
+    times = _timed(
+        worker,
+        handles,
+        feeds,
+        seconds,
+        min_rounds,
+        max(rounds, min_rounds),
+    )
     round_ms = np.sum(times, axis=0)
     latencies = []
     for index, own in enumerate(times):

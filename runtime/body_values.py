@@ -133,7 +133,13 @@ class _Outwards:
         node.replace_input_with(2 + carried, first)
         graph.inputs.append(former)
         flat = self._flattened(graph, value)
-        joined = self._appended(graph, "Concat", [former, flat], value, {"axis": 0})
+        joined = self._appended(
+            graph,
+            "Concat",
+            [former, flat],
+            value,
+            {"axis": 0},
+        )
         # behind the condition and the other carried ones, before what turns stack
         graph.outputs.insert(1 + carried, joined)
         last = self._further_output(node, value)

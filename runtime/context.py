@@ -470,10 +470,24 @@ class RunContext:
         Errors: UsageError without data.
         """
         try:
-            return self._run_stages(looks, model, samples, read, spin, whole=False)
+            return self._run_stages(
+                looks,
+                model,
+                samples,
+                read,
+                spin,
+                whole=False,
+            )
         except RemoteError:
             # a graph may fix the batch inside, and run on whole batches alone
-            return self._run_stages(looks, model, samples, read, spin, whole=True)
+            return self._run_stages(
+                looks,
+                model,
+                samples,
+                read,
+                spin,
+                whole=True,
+            )
 
     def _run_stages(
         self,

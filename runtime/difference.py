@@ -59,14 +59,26 @@ def difference(
     """
     # one after the other: together, two large models take twice the memory
     with contextlib.ExitStack() as stack:
-        first, reference_failure = _opened(stack, worker, reference, threads, optimize)
+        first, reference_failure = _opened(
+            stack,
+            worker,
+            reference,
+            threads,
+            optimize,
+        )
         expected = _Reference([], [], reference_failure)
         if first is not None:
             expected = _reference_outputs(first, feeds, seed)
     if expected.failure:
         return _failed(reference_failure=expected.failure)
     with contextlib.ExitStack() as stack:
-        second, failure = _opened(stack, worker, other, threads, optimize)
+        second, failure = _opened(
+            stack,
+            worker,
+            other,
+            threads,
+            optimize,
+        )
         if second is None:
             return _failed(failure)
         try:

@@ -510,7 +510,14 @@ def synthetic_feeds(
     chosen = {**_SIZES[0], **(sizes or {})}
     decoder = CachedDecoder.of(inputs)
     if decoder is not None:
-        return _decoder_feeds(decoder, seed, batches, chosen, values, phases)
+        return _decoder_feeds(
+            decoder,
+            seed,
+            batches,
+            chosen,
+            values,
+            phases,
+        )
     shapes = _shapes_of(inputs, chosen, overrides or {})
 
     def make() -> Iterator[Arrays]:

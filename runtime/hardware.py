@@ -189,7 +189,13 @@ def described(
         features = _FEATURES.get(architecture, ())
         unused = {feature.name for feature in features if feature.exact}
     kept = tuple(name for name in integer if name not in unused)
-    return Hardware(cpu, architecture, kept, saturates, provider)
+    return Hardware(
+        cpu,
+        architecture,
+        kept,
+        saturates,
+        provider,
+    )
 
 
 # measured

@@ -144,7 +144,13 @@ def _read_by_integers(reader: ir.Node) -> ir.TensorProtocol | None:
     for layer in integer_layers([reader]):
         scale = value_at(layer.scale)
         zero = value_at(layer.zero)
-        return _scaled(layer.stored, scale, zero, layer.channel_axis, block=1)
+        return _scaled(
+            layer.stored,
+            scale,
+            zero,
+            layer.channel_axis,
+            block=1,
+        )
     return None
 
 
@@ -159,7 +165,13 @@ def _rows_of(reader: ir.Node) -> ir.TensorProtocol | None:
     for value in product.inputs:
         rows = None if value is None else producer_of(value, "Gather")
         if rows is not None and rows.inputs[1] is reader.inputs[1]:
-            return _scaled(reader.inputs[0], rows.inputs[0], None, axis=0, block=1)
+            return _scaled(
+                reader.inputs[0],
+                rows.inputs[0],
+                None,
+                axis=0,
+                block=1,
+            )
     return None
 
 
@@ -192,7 +204,13 @@ def _scaled(
     offsets = _flat(zero)
     if offsets is not None and offsets.size != factors.size:
         return None
-    scales = Scales(factors, offsets, dims, axis, block)
+    scales = Scales(
+        factors,
+        offsets,
+        dims,
+        axis,
+        block,
+    )
     if factors.size == 1:
         scales = Scales(factors, offsets, dims, None)
     elif axis >= len(dims) or factors.size != _count(dims, axis, block):

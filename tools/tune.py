@@ -258,7 +258,14 @@ def _tuned(settings: RunSettings, asked: Asked) -> TuneResult:
     if cache is not None:
         engine = RememberingEngine(engine, cache, key)
     found = Searched()
-    search = RecipeSearch(goal, plan, task, engine, asked.deadline, asked.tell)
+    search = RecipeSearch(
+        goal,
+        plan,
+        task,
+        engine,
+        asked.deadline,
+        asked.tell,
+    )
     with contextlib.closing(engine):
         try:
             search.run(found)
@@ -273,7 +280,15 @@ def _tuned(settings: RunSettings, asked: Asked) -> TuneResult:
             "tune: the time was up before the search had narrowed the limit down; more "
             "--time-budget may find a better recipe"
         )
-    judged = _judged(settings, asked, goal, plan, task, found, warnings)
+    judged = _judged(
+        settings,
+        asked,
+        goal,
+        plan,
+        task,
+        found,
+        warnings,
+    )
     result = judged.result
     for message in warnings:
         if message not in result.warnings:

@@ -67,7 +67,11 @@ def export(
         _check_names(source, outputs, input_names, output_names)
         if captured_here:
             program, axes = _capture(
-                source, input_names, output_names, dynamic_shapes, dynamic_axes
+                source,
+                input_names,
+                output_names,
+                dynamic_shapes,
+                dynamic_axes,
             )
         else:
             _refuse_dynamic(dynamic_shapes, dynamic_axes)
@@ -79,7 +83,14 @@ def export(
         exporters_names = [value.name or "" for value in onnx_model.graph.inputs]
         tidy(onnx_model)
         all_input_names = [*input_names, *exporters_names[len(input_names) :]]
-        _name(result, source, outputs, all_input_names, output_names, axes)
+        _name(
+            result,
+            source,
+            outputs,
+            all_input_names,
+            output_names,
+            axes,
+        )
         if with_cases:
             _add_cases(result, source, outputs)
     return result

@@ -56,7 +56,15 @@ def open_folder(folder: Path) -> Source:
     kwargs, axes = _example_inputs(model, where)
     if "use_cache" in inspect.signature(model.forward).parameters:
         kwargs["use_cache"] = False
-    return Source(where, names[0], model, (), kwargs, None, axes)
+    return Source(
+        where,
+        names[0],
+        model,
+        (),
+        kwargs,
+        None,
+        axes,
+    )
 
 
 def _load(folder: Path, class_name: str) -> Any:

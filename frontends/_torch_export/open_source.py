@@ -41,7 +41,13 @@ def open_source(
             "missing: torch.export runs the module once on example arguments",
             "give a tuple of tensors of the sizes that the model takes",
         )
-    return Source(where, type(model).__name__, model, as_args(args), dict(kwargs or {}))
+    return Source(
+        where,
+        type(model).__name__,
+        model,
+        as_args(args),
+        dict(kwargs or {}),
+    )
 
 
 def _refuse_other_objects(model: Any, where: str) -> None:
@@ -83,7 +89,12 @@ def _from_program(
     with quiet():
         module = program.module()
     return Source(
-        where, "main_graph", module, as_args(args), dict(kwargs or {}), program
+        where,
+        "main_graph",
+        module,
+        as_args(args),
+        dict(kwargs or {}),
+        program,
     )
 
 

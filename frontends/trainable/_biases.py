@@ -92,8 +92,20 @@ def tie_biases(model: ir.Model, names: Names) -> None:
         rounded = np.rint(values / wanted)
         clipped = np.clip(rounded, -LARGEST, LARGEST)
         new_codes = clipped.astype(np.int32)
-        _put(bias, 0, new_codes, model.graph, names)
-        _put(bias, 1, np.array(wanted), model.graph, names)
+        _put(
+            bias,
+            0,
+            new_codes,
+            model.graph,
+            names,
+        )
+        _put(
+            bias,
+            1,
+            np.array(wanted),
+            model.graph,
+            names,
+        )
 
 
 def _constant_at(node: ir.Node, index: int) -> NDArray[Any] | None:

@@ -83,7 +83,13 @@ def reconstruct(session: TrainingSession) -> Reconstruction:
             state: State = {}
             if learner is not None:
                 progress = _block_progress(session.progress, index, len(blocks))
-                state = _train_block(session, learner, block, part, progress)
+                state = _train_block(
+                    session,
+                    learner,
+                    block,
+                    part,
+                    progress,
+                )
             states.append(state)
             if session.checkpoint is not None and session.group.is_leader:
                 session.checkpoint.save({"blocks": states})

@@ -141,7 +141,14 @@ def training_session(
         stack.enter_context(_threads(asked.threads))
         stack.enter_context(torch.random.fork_rng())
         torch.manual_seed(environment.seed)
-        material = _collect(student, teacher, batches, asked, environment, stack)
+        material = _collect(
+            student,
+            teacher,
+            batches,
+            asked,
+            environment,
+            stack,
+        )
         decided = _decided(asked, material)
         recipe = decided.recipe
         material = _with_features(material, recipe)

@@ -52,7 +52,13 @@ def train(
     """
     began = time.monotonic()
     try:
-        result = _train(student, teacher, batches, recipe, environment)
+        result = _train(
+            student,
+            teacher,
+            batches,
+            recipe,
+            environment,
+        )
     except TooFewSamples as error:
         # a student cannot do without, and who names a budget should know that it is not spent
         if has_budget(recipe) or recipe.preset == "student":

@@ -25,7 +25,13 @@ def account_of(
     chosen = []
     for index, count in enumerate(choice):
         size = candidates.size(index)
-        reason = _why_no_more(offers[index], count, size, budget, on_data)
+        reason = _why_no_more(
+            offers[index],
+            count,
+            size,
+            budget,
+            on_data,
+        )
         where = candidates.groups[index].name
         chosen.append(Chosen(where, f"{count} of {size} channels", reason))
     return chosen

@@ -134,7 +134,13 @@ def most_bearable(
                 loss = other
         # without data losses are of weights, not of outputs
         predicted = rung.predicted if on_data else math.nan
-        return Attempt(choice, pruned, error, predicted, loss)
+        return Attempt(
+            choice,
+            pruned,
+            error,
+            predicted,
+            loss,
+        )
 
     noise = measured_loss(whole, whole, judging)
     is_known = not math.isnan(noise)

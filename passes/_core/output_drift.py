@@ -31,6 +31,9 @@ _COUNT = "runs"
 _MEAN = "mean/"
 """Prefix of the requests of what the whole model's outputs are in the mean."""
 
+SELECTIONS = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
+"""Operators of which the data decides how much they give."""
+
 AXES_AS_INPUT = 18
 """Opset from which ReduceMean takes its axes as an input."""
 
@@ -221,16 +224,41 @@ def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:
 def float_outputs(model: ir.Model) -> dict[str, int]:
     """Names of the model's float outputs that a node makes, and the number of their axes.
 
-    0 where that is not known, or the data decides how many columns there are.
+    0 where that is not known, or the data decides how many columns there are. Without those of
+    which the data decides how many rows there are: two models may give other numbers of them.
     """
     ranks = {}
+    selected = _selected_values(model)
     for value in model.graph.outputs:
+        if value in selected and not _has_rows_of_inputs(value, model):
+            continue
         if value.dtype in FLOATS and value.producer() is not None:
             shape = () if value.shape is None else value.shape.dims
             rank = len(shape)
             has_columns = rank > 0 and isinstance(shape[column_axis(rank)], int)
             ranks[value.name or ""] = rank if has_columns else 0
     return ranks
+
+
+def _selected_values(model: ir.Model) -> set[ir.Value]:
+    """Values that depend on what a selection found."""
+    selected: set[ir.Value] = set()
+    for node in model.graph:
+        depends = any(value in selected for value in node.inputs)
+        if depends or is_standard(node, *SELECTIONS):
+            selected.update(node.outputs)
+    return selected
+
+
+def _has_rows_of_inputs(value: ir.Value, model: ir.Model) -> bool:
+    """True for a first axis that is fixed, or as long as one of the model's inputs'."""
+    if not value.shape:
+        return False
+    rows = value.shape[0]
+    if isinstance(rows, int):
+        return True
+    known = {dim for each in model.graph.inputs for dim in each.shape or ()}
+    return rows.value is not None and rows in known
 
 
 def _square_requests(
@@ -354,7 +382,13 @@ def _mean_over(axes: Sequence[int], values: ir.Value, edit: Edit) -> ir.Value:
     """Append the mean over some axes."""
     graph = edit.model.graph
     if graph.opset_imports.get("", 1) < AXES_AS_INPUT:
-        return _appended("ReduceMean", [values], edit, axes=axes, keepdims=0)
+        return _appended(
+            "ReduceMean",
+            [values],
+            edit,
+            axes=axes,
+            keepdims=0,
+        )
     given = edit.constant(graph, np.array(axes, np.int64), "axes")
     return _appended("ReduceMean", [values, given], edit, keepdims=0)
 

@@ -170,7 +170,13 @@ def _retarget(node: ir.Node, surgery: Surgery) -> None:
     has_rest = node.op_type == "Reshape" and not allows_zero and REST not in given
     told: list[Told] = []
     for axis, (number, size) in enumerate(zip(given, expected, strict=True)):
-        entry = _told(node, axis, number, size, surgery)
+        entry = _told(
+            node,
+            axis,
+            number,
+            size,
+            surgery,
+        )
         # one size that changes is what the others leave: nothing is computed for it
         if has_rest and isinstance(entry, Fraction) and entry != 1:
             entry = REST

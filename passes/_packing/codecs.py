@@ -291,7 +291,13 @@ def _entries(content: Content, draft: Draft, longest: int, count: int) -> ir.Val
         return as_type(filled, dtype)
 
     has_fillers = content.gap_entries[longest] > content.nonzeros
-    return _cheapest_part(content, draft, compute, count, has_zeros=has_fillers)
+    return _cheapest_part(
+        content,
+        draft,
+        compute,
+        count,
+        has_zeros=has_fillers,
+    )
 
 
 def _scattered(
@@ -429,7 +435,13 @@ def _nonzeros(content: Content, draft: Draft) -> ir.Value:
         return as_type(found, dtype)
 
     count = content.nonzeros
-    return _cheapest_part(content, draft, compute, count, has_zeros=False)
+    return _cheapest_part(
+        content,
+        draft,
+        compute,
+        count,
+        has_zeros=False,
+    )
 
 
 def _cheapest_part(

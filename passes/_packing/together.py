@@ -105,7 +105,13 @@ def part_of(content: Content, codec: str, trial: Draft) -> StoredPart:
     tensor = content.tensor
     if codec in _FLAT_CODECS:
         key = (codec, *_kind(content))
-        return StoredPart(key, content, codec, tensor, CODECS[codec])
+        return StoredPart(
+            key,
+            content,
+            codec,
+            tensor,
+            CODECS[codec],
+        )
     if codec == "channel palettes":
         palettes = channel_palettes_of(tensor)
         assert palettes is not None
@@ -113,15 +119,35 @@ def part_of(content: Content, codec: str, trial: Draft) -> StoredPart:
         if inner is not None:
             values = palettes.table.shape[1]
             key = (codec, inner, values)
-            return StoredPart(key, content, codec, palettes.index, inner, palettes)
+            return StoredPart(
+                key,
+                content,
+                codec,
+                palettes.index,
+                inner,
+                palettes,
+            )
     if codec == "codebook":
         codebook = codebook_of(tensor)
         assert codebook is not None
         key = (codec, codebook.length)
         inner = CODECS[codec]
-        return StoredPart(key, content, codec, codebook.index, inner, codebook=codebook)
+        return StoredPart(
+            key,
+            content,
+            codec,
+            codebook.index,
+            inner,
+            codebook=codebook,
+        )
     # of a kind of its own
-    return StoredPart(object(), content, codec, tensor, CODECS[codec])
+    return StoredPart(
+        object(),
+        content,
+        codec,
+        tensor,
+        CODECS[codec],
+    )
 
 
 def _kind(content: Content) -> tuple[Hashable, ...]:
@@ -152,7 +178,13 @@ def vector_of(tensor: ir.TensorProtocol) -> StoredPart | None:
 def _part_of_vectors(content: Content, codec: str, common: Hashable) -> StoredPart:
     """The part of a vector; `common`: what the codec needs all to have in common."""
     key = (codec, content.dtype, common)
-    return StoredPart(key, content, codec, content.tensor, CODECS[codec])
+    return StoredPart(
+        key,
+        content,
+        codec,
+        content.tensor,
+        CODECS[codec],
+    )
 
 
 def groups(parts: Iterable[StoredPart]) -> list[list[StoredPart]]:

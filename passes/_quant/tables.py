@@ -162,7 +162,13 @@ def _read_rows(table: Weight, names: Names, rows: StoredRows) -> None:
     )
     for node, _ in table.uses:
         assert isinstance(node.graph, ir.Graph)
-        _read(Inserter(node.graph, names), node, rows.codes, scales, len(ones))
+        _read(
+            Inserter(node.graph, names),
+            node,
+            rows.codes,
+            scales,
+            len(ones),
+        )
 
 
 def _read(

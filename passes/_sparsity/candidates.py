@@ -76,4 +76,10 @@ class Pruner:
                 self.samples,
             )
             declined += left
-        return Candidate(model, pruned, criteria, fitted, declined)
+        return Candidate(
+            model,
+            pruned,
+            criteria,
+            fitted,
+            declined,
+        )

@@ -228,7 +228,13 @@ def _stored(opener: Callable[[], IO[bytes]], header: Header, where: str) -> Stor
 
     def read_rows(file: IO[bytes], count: int) -> NDArray[Any]:
         with _reading(where):
-            return _read_rows(file, shape, dtype, count, where)
+            return _read_rows(
+                file,
+                shape,
+                dtype,
+                count,
+                where,
+            )
 
     def open_rows(stack: ExitStack) -> RowReader:
         file = stack.enter_context(opener())

@@ -52,7 +52,14 @@ class Table:
         fixed = {info.shape[0] for info in inputs if info.shape}
         exact = len(fixed) == 1 and isinstance(next(iter(fixed)), int)
         batch = int(str(fixed.pop())) if exact else BATCH
-        return Table(path, columns, label, infos, batch, exact)
+        return Table(
+            path,
+            columns,
+            label,
+            infos,
+            batch,
+            exact,
+        )
 
     def batches(self) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[Any] | None]]:
         """Yield (feeds, labels) in the file's order; rows that fill no fixed batch are left out.

@@ -87,7 +87,7 @@ def everywhere(model, feeds):
 
 
 def kernels(model, folder):
-    """How many nodes of each type ONNX Runtime runs."""
+    """Number of nodes of each type that ONNX Runtime runs."""
     session(model, saved=folder / "optimized.onnx")
     return collections.Counter(
         n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node

@@ -1,4 +1,4 @@
-"""What errors take of an output: of what varies in it, column by column where units differ."""
+"""Shares of what varies in an output that errors take, column by column where units differ."""
 
 import math
 

@@ -12,31 +12,28 @@ from onnx_opt.tools.bisect import bisect
 from onnx_opt.tools.cli import main
 from sample_models import model_from
 
-DETECTOR = """
+PLACES = """
+    a = MatMul (x, w1)
+    r = Relu (a)
+    scores = MatMul (r, w2)
+    is_clear = Greater (scores, zero)
+    places = NonZero (is_clear)
+"""
+DETECTOR = f"""
 <ir_version: 10, opset_import: ["" : 21]>
 detector (float[n, 16] x) => (float[n, 8] scores, int64[k, 2] selected, float[k] picked)
-<float[16, 64] w1, float[64, 8] w2, float zero = {0}>
-{
-    a = MatMul (x, w1)
-    r = Relu (a)
-    scores = MatMul (r, w2)
-    is_clear = Greater (scores, zero)
-    places = NonZero (is_clear)
+<float[16, 64] w1, float[64, 8] w2, float zero = {{0}}>
+{{
+    {PLACES}
     selected = Transpose (places)
     picked = GatherND (scores, selected)
-}
+}}
 """
-UNTURNED = """
+UNTURNED = f"""
 <ir_version: 10, opset_import: ["" : 21]>
 unturned (float[n, 16] x) => (int64[2, k] places)
-<float[16, 64] w1, float[64, 8] w2, float zero = {0}>
-{
-    a = MatMul (x, w1)
-    r = Relu (a)
-    scores = MatMul (r, w2)
-    is_clear = Greater (scores, zero)
-    places = NonZero (is_clear)
-}
+<float[16, 64] w1, float[64, 8] w2, float zero = {{0}}>
+{{ {PLACES} }}
 """
 QUANT = "quant(measure=false)"
 

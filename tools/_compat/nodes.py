@@ -43,11 +43,23 @@ def chosen_layers(model: ir.Model, choice: NodeChoice, notes: Notes) -> ChosenLa
         wanted = [layer for layer in wanted if layer.kind in types]
     if choice.nodes_to_quantize is not None:
         wanted = _of_names(wanted, choice.nodes_to_quantize)
-        _note_others(model, layers, "nodes_to_quantize", choice, notes)
+        _note_others(
+            model,
+            layers,
+            "nodes_to_quantize",
+            choice,
+            notes,
+        )
     excluded: list[Part] = []
     if choice.nodes_to_exclude:
         excluded = _of_names(wanted, choice.nodes_to_exclude)
-        _note_others(model, layers, "nodes_to_exclude", choice, notes)
+        _note_others(
+            model,
+            layers,
+            "nodes_to_exclude",
+            choice,
+            notes,
+        )
     if len(excluded) == len(wanted):
         raise RefusedError(
             "nodes",

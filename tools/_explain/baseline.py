@@ -68,7 +68,14 @@ class Baselines:
         """Learn from the samples what pads their tokens, and what these are."""
         if subject.kind != "tokens":
             none = Markers(None, None)
-            return Baselines(subject, samples, none, 0, np.empty(0), division)
+            return Baselines(
+                subject,
+                samples,
+                none,
+                0,
+                np.empty(0),
+                division,
+            )
         texts = []
         rest = []
         for sample in samples:
@@ -84,7 +91,14 @@ class Baselines:
             markers = Markers.of(texts)
         tokens = np.concatenate(texts)
         words = tokens[tokens != padding]
-        return Baselines(subject, samples, markers, padding, words, division)
+        return Baselines(
+            subject,
+            samples,
+            markers,
+            padding,
+            words,
+            division,
+        )
 
     def blank(self, index: int, drawn: Random | None) -> Blank:
         """The baseline of a sample. `drawn`: draws another one than the plain."""

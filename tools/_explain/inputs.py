@@ -129,7 +129,14 @@ def _as_kind(
         if axes is None:
             continue
         mask = _mask_of(info, inputs) if rule.kind == "tokens" else None
-        return ExplainedInput(info.name, rule.kind, axes, batched, info.dtype, mask)
+        return ExplainedInput(
+            info.name,
+            rule.kind,
+            axes,
+            batched,
+            info.dtype,
+            mask,
+        )
     return None
 
 

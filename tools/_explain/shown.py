@@ -86,7 +86,13 @@ def _drawn_row(
     stretches = _stretches(labels)
     texts = []
     for start, stop in stretches:
-        text = _stretch_text(values, found.subject, start, stop, text_of)
+        text = _stretch_text(
+            values,
+            found.subject,
+            start,
+            stop,
+            text_of,
+        )
         texts.append(text)
     rows = {name: _means_of(heat, stretches) for name, heat in heats.items()}
     heat = _rounded(rows)

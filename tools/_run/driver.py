@@ -101,7 +101,13 @@ def _optimized(run: Run, known: RunSoFar) -> Written:
         checked = check_loaded(verifier, model, is_counted="exact" in effects)
         known.checked = checked
     # each pass starts from what is left of the one before: a model that was verified
-    mender = Mender(run, original, inputs, verifier, context)
+    mender = Mender(
+        run,
+        original,
+        inputs,
+        verifier,
+        context,
+    )
     passes = run.settings.pipeline.passes
     for index, pass_ in enumerate(passes):
         later = passes[index + 1 :]
@@ -122,7 +128,14 @@ def _optimized(run: Run, known: RunSoFar) -> Written:
     # after the file is written: its figures do not depend on the explanation
     known.losses = _explained(run, inputs, known.checked, written)
     _warn_of_data(run, inputs)
-    failure = _tell_of_harm(run, original, inputs, known.checked, written, known.losses)
+    failure = _tell_of_harm(
+        run,
+        original,
+        inputs,
+        known.checked,
+        written,
+        known.losses,
+    )
     known.written = dataclasses.replace(written, failure=failure)
     return known.written
 

@@ -120,7 +120,14 @@ def explain_stage(
     if not probes:
         return []
     result = _with_outputs(stage.result, {probe.output for probe in probes})
-    powers = _powers(worker, reference, result, probes, batches, effort)
+    powers = _powers(
+        worker,
+        reference,
+        result,
+        probes,
+        batches,
+        effort,
+    )
     return [_loss(probe, powers) for probe in probes]
 
 

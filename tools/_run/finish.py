@@ -102,7 +102,14 @@ def finish(
     if is_unchanged(run, original, checked):
         product = _as_it_came(run, original, checked)
     else:
-        product = _changed(run, original, inputs, verifier, context, checked)
+        product = _changed(
+            run,
+            original,
+            inputs,
+            verifier,
+            context,
+            checked,
+        )
     model = product.model
     warn_of_misfits(run, model)
     out = None if settings.dry_run else settings.out
@@ -124,7 +131,13 @@ def finish(
     judged: list[Written] = []
 
     def judge(path: Path) -> None:
-        found = _judge(run, original, inputs, path, product)
+        found = _judge(
+            run,
+            original,
+            inputs,
+            path,
+            product,
+        )
         judged.append(found)
         if found.failure is not None:
             raise found.failure
@@ -311,7 +324,14 @@ def _judge(
                 below = token_problem(
                     inputs.reference.batches, inputs.reference.original, outputs
                 )
-        _warn_if_kernels_disagree(run, original, inputs, path, model, outputs)
+        _warn_if_kernels_disagree(
+            run,
+            original,
+            inputs,
+            path,
+            model,
+            outputs,
+        )
         failure = _sqnr_missed(run, drift)
     else:
         _refuse_unchecked(run)

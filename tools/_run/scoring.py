@@ -106,7 +106,14 @@ def run_metric_of(
             run.worker, machine, settings.metric, output, settings.threads, files
         )
     metric = metric_named(settings.metric)
-    return RunMetric(open, labelled, metric, output, run.reporter, cache)
+    return RunMetric(
+        open,
+        labelled,
+        metric,
+        output,
+        run.reporter,
+        cache,
+    )
 
 
 def score_cache_of(

@@ -61,7 +61,13 @@ class Checked:
 
     def baseline(self, verifier: Verifier, model: ir.Model) -> Baseline:
         """Start of the next pass; `model`: a clone of this one, which stays as it is."""
-        return Baseline(verifier, model, self.outputs, self.counts, self.is_exact)
+        return Baseline(
+            verifier,
+            model,
+            self.outputs,
+            self.counts,
+            self.is_exact,
+        )
 
 
 def check_loaded(
@@ -131,13 +137,30 @@ def run_step(
             return dataclasses.replace(checked, model=before)
         told.append(_account(pass_, attempt))
         if attempt.fault and pass_.effect == "lossy":
-            attempt = _spared(run, context, baseline, pass_, attempt)
+            attempt = _spared(
+                run,
+                context,
+                baseline,
+                pass_,
+                attempt,
+            )
         if attempt.problem is not None:
             _refuse(run, pass_, attempt.problem)
-            mended = _without_culprits(run, pass_, baseline, attempt, judged)
+            mended = _without_culprits(
+                run,
+                pass_,
+                baseline,
+                attempt,
+                judged,
+            )
             if mended is None:
                 return _rolled_back(
-                    run, checked, pass_, attempt, attempt.problem, before
+                    run,
+                    checked,
+                    pass_,
+                    attempt,
+                    attempt.problem,
+                    before,
                 )
             attempt = mended
     outcome = attempt.outcome
@@ -151,7 +174,13 @@ def run_step(
     stages = checked.stages
     # a result that is found poor at the end is explained, too
     if verification.outputs is not None and is_lossy:
-        stages = _with_stage(stages, pass_, before, attempt.model, attempt.float_form)
+        stages = _with_stage(
+            stages,
+            pass_,
+            before,
+            attempt.model,
+            attempt.float_form,
+        )
     return Checked(
         attempt.model,
         verification.outputs,
@@ -202,7 +231,14 @@ def tried(
         verification = Verification(Problem(problem), fault=fault)
     if verification is None:
         return None
-    return PassAttempt(model, outcome, verification, seconds, context.float_form, error)
+    return PassAttempt(
+        model,
+        outcome,
+        verification,
+        seconds,
+        context.float_form,
+        error,
+    )
 
 
 LEAVE_OUT = "leave this pass out, or exclude the part of the model that it names"

@@ -42,7 +42,13 @@ def cheapest(
     every = _MenuColumns.of(menu)
     losses = np.array([choice.loss for choice in every.choices])
     costs = np.array([choice.cost for choice in every.choices])
-    return _solved(every, costs, losses, most_loss, borders or {})
+    return _solved(
+        every,
+        costs,
+        losses,
+        most_loss,
+        borders or {},
+    )
 
 
 def gentlest(menu: Menu, most_cost: float) -> Picks | None:
@@ -50,7 +56,13 @@ def gentlest(menu: Menu, most_cost: float) -> Picks | None:
     every = _MenuColumns.of(menu)
     losses = np.array([choice.loss for choice in every.choices])
     costs = np.array([choice.cost for choice in every.choices])
-    return _solved(every, losses, costs, most_cost, {})
+    return _solved(
+        every,
+        losses,
+        costs,
+        most_cost,
+        {},
+    )
 
 
 @dataclass(frozen=True)

@@ -122,9 +122,21 @@ def command(
             str(out), "exists", "pass --force to overwrite it, or choose another name"
         )
     if onto is not None:
-        _onto(onto, out, as_json, verbosity, options)
+        _onto(
+            onto,
+            out,
+            as_json,
+            verbosity,
+            options,
+        )
         return
-    _export(str(source if hf is None else hf), out, as_json, verbosity, options)
+    _export(
+        str(source if hf is None else hf),
+        out,
+        as_json,
+        verbosity,
+        options,
+    )
 
 
 def _export(

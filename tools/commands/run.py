@@ -146,7 +146,14 @@ def command(
     repair = options.pop("repair")
     costs = {key: options.pop(key) for key in ("max_bytes", "max_latency_ms")}
     given = {**options, **costs, **flags}
-    search = ShortSearch(model, passes, given, as_json, verbosity, repair)
+    search = ShortSearch(
+        model,
+        passes,
+        given,
+        as_json,
+        verbosity,
+        repair,
+    )
     target = out or default_output(model)
     if search.is_asked:
         search.run(target)

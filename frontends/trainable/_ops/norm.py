@@ -88,7 +88,14 @@ def batch_norm_by_outputs(
 ) -> tuple[Tensor, ...]:
     """Before opset 14 a node with five outputs trains."""
     if call.wanted == 1:
-        y = _fixed_batch_norm(x, scale, bias, mean, variance, epsilon)
+        y = _fixed_batch_norm(
+            x,
+            scale,
+            bias,
+            mean,
+            variance,
+            epsilon,
+        )
         return (y,)
     y, new_mean, new_variance = _batch_norm(
         x,
@@ -124,7 +131,14 @@ def batch_norm(
             epsilon,
             momentum,
         )
-    y = _fixed_batch_norm(x, scale, bias, mean, variance, epsilon)
+    y = _fixed_batch_norm(
+        x,
+        scale,
+        bias,
+        mean,
+        variance,
+        epsilon,
+    )
     return (y,)
 
 

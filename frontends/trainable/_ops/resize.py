@@ -148,7 +148,13 @@ def _resize(
 
     `axes`: those that change; `out`, `scales`: sizes and scales of these, `roi` their crop.
     """
-    fast = _fast(x, sampling, axes, out, scales)
+    fast = _fast(
+        x,
+        sampling,
+        axes,
+        out,
+        scales,
+    )
     if fast is not None:
         return fast
     cropping = sampling.coordinates == CROP

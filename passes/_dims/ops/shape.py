@@ -475,7 +475,13 @@ def repad(node: ir.Node, surgery: Surgery) -> None:
             if read is None:
                 read = np.arange(size)
             new_left = _left_pad(left, made, read)
-            new_right = _right_pad(left, right, size, made, read)
+            new_right = _right_pad(
+                left,
+                right,
+                size,
+                made,
+                read,
+            )
             pads[axis] = (new_left, new_right)
     # ONNX has all pads in front first, then all behind
     fronts = [left for left, _ in pads]

@@ -166,9 +166,21 @@ def clip_clip(node: ir.Node, edit: Edit) -> bool:
     if low is not None and high is not None and low > high:
         return False
     if low is not None:
-        _set_bound(node, inner, 1, low, edit)
+        _set_bound(
+            node,
+            inner,
+            1,
+            low,
+            edit,
+        )
     if high is not None:
-        _set_bound(node, inner, 2, high, edit)
+        _set_bound(
+            node,
+            inner,
+            2,
+            high,
+            edit,
+        )
     edit.set_input(node, 0, inner.inputs[0])
     edit.remove(inner)
     return True
