@@ -89,13 +89,7 @@ def goal_of(
             "--max-latency-ms T",
         )
     chosen = objective or _objective(max_drop, min_sqnr, max_latency_ms)
-    return Goal(
-        chosen,
-        max_drop,
-        min_sqnr,
-        max_bytes,
-        max_latency_ms,
-    )  # type: ignore[arg-type]
+    return Goal(chosen, max_drop, min_sqnr, max_bytes, max_latency_ms)  # type: ignore[arg-type]
 
 
 def _objective(
