@@ -257,7 +257,9 @@ def _has_rows_of_inputs(value: ir.Value, model: ir.Model) -> bool:
     rows = value.shape[0]
     if isinstance(rows, int):
         return True
-    known = {dim for each in model.graph.inputs for dim in each.shape or ()}
+    known: set[int | ir.SymbolicDim] = set()
+    for each in model.graph.inputs:
+        known.update(each.shape or ())
     return rows.value is not None and rows in known
 
 
